@@ -1,0 +1,166 @@
+"""Tasks and reward functions by name: built in, or the user's own as `package.module:name`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from upslope.errors import RecipeError
+from upslope.rewards import numbers, rules
+from upslope.rewards.terms import RewardTerm
+from upslope.tasks.arithmetic import arithmetic
+from upslope.tasks.files import from_file
+from upslope.tasks.reasoning_gym import reasoning_gym
+from upslope.tasks.task import Task
+
+Spec = str | Mapping[str, Any] | Callable[..., Any] | RewardTerm
+
+TASKS: dict[str, Callable[..., Task]] = {"arithmetic": arithmetic, "reasoning-gym": reasoning_gym, "file": from_file}
+
+RULES: dict[str, Callable[..., Any]] = {
+    "contains": rules.contains,
+    "exact_match": rules.exact_match,
+    "length_penalty": rules.length_penalty,
+    "numeric_answer": rules.numeric_answer,
+    "overlong_penalty": rules.overlong_penalty,
+    "regex_match": rules.regex_match,
+}
+"""Factories of row functions, called with the options of the recipe."""
+
+FUNCTIONS: dict[str, Callable[..., float]] = {
+    "brevity": numbers.brevity,
+    "closeness": numbers.closeness,
+    "correct": numbers.correct,
+    "digits_right": numbers.digits_right,
+    "ended": numbers.ended,
+}
+
+
+def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
+    """The task of a recipe: `arithmetic`, `reasoning-gym`, `file`, or the user's `package.module:name`.
+
+    A name of the user's own stands for a Task, or for a callable that returns one and gets the options. In the
+    options of `file`, reward and metric may be names as in `load_terms`.
+
+    Raises: RecipeError when the name or an option does not exist (with the nearest that does).
+    """
+    options = dict(options or {})
+    if ":" not in name:
+        if name not in TASKS:
+            raise RecipeError(f"there is no task {name!r}; {_nearest(name, TASKS)}, or write package.module:name")
+        made: Any = TASKS[name]
+    else:
+        made = load_function(name, allow=Task)
+    if isinstance(made, Task):
+        if options:
+            raise RecipeError(f"task {name!r} is ready made and takes no options, but got {', '.join(options)}")
+        return made
+    if made is from_file:
+        options = _file_options(options)
+    _check_options(name, made, options)
+    task = made(**options)
+    if not isinstance(task, Task):
+        raise RecipeError(f"task {name!r} gave a {type(task).__name__}; it must return an upslope.tasks.Task")
+    return task
+
+
+def load_terms(specs: Spec | Sequence[Spec]) -> tuple[RewardTerm, ...]:
+    """Reward terms from names: `correct`, `numeric_answer`, `package.module:name`; or tables with more settings.
+
+    A table has `function` and may have `weight` and `name`; its other keys are options of a built-in rule, as in
+    `{function = "numeric_answer", column = "final", weight = 0.5}`. Callables and terms pass through.
+
+    Raises: RecipeError when a name or option does not exist.
+    """
+    many = specs if isinstance(specs, Sequence) and not isinstance(specs, str) else [specs]
+    return tuple(_load_term(spec) for spec in many)
+
+
+def load_function(name: str, *, allow: type | None = None) -> Any:
+    """The callable that `package.module:name` names, with the current directory on the import path.
+
+    allow is a further type the named object may have.
+
+    Raises: RecipeError saying whether the module or the name is missing, with the nearest name that exists.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise RecipeError(f"{name!r} names no object; write package.module:name")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    found: Any = _import(module_name, name)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise RecipeError(f"{name!r}: {module_name} has no {part!r}; {_nearest(part, dir(found))}")
+        found = getattr(found, part)
+    if not callable(found) and not (allow and isinstance(found, allow)):
+        raise RecipeError(f"{name!r} is a {type(found).__name__}, which cannot be called")
+    return found
+
+
+def _import(module: str, name: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(error.name + ".")):
+            raise RecipeError(f"{name!r}: there is no module {error.name!r} in {Path.cwd()} or installed") from error
+        raise RecipeError(f"{name!r}: its module needs {error.name!r}, which is not installed") from error
+    except Exception as error:
+        raise RecipeError(f"{name!r}: importing {module} raised {type(error).__name__}: {error}") from error
+
+
+def _load_term(spec: Spec) -> RewardTerm:
+    if isinstance(spec, RewardTerm):
+        return spec
+    if callable(spec):
+        return RewardTerm(spec)
+    table: dict[str, Any] = {"function": spec} if isinstance(spec, str) else dict(spec)
+    name = table.pop("function", None)
+    if not isinstance(name, str):
+        raise RecipeError(f"reward {spec!r} needs a function: a name such as 'correct' or package.module:name")
+    weight, label = table.pop("weight", 1.0), table.pop("name", "")
+    return RewardTerm(_named_function(name, table), weight, label)
+
+
+def _named_function(name: str, options: dict[str, Any]) -> Callable[..., Any]:
+    if name in RULES:
+        _check_options(name, RULES[name], options)
+        return RULES[name](**options)  # type: ignore[no-any-return]
+    if options:
+        raise RecipeError(f"reward {name!r} takes no options, but got {', '.join(options)}")
+    if name in FUNCTIONS:
+        return FUNCTIONS[name]
+    if ":" in name:
+        return load_function(name)  # type: ignore[no-any-return]
+    near = _nearest(name, [*RULES, *FUNCTIONS])
+    raise RecipeError(f"there is no built-in reward {name!r}; {near}, or write package.module:name")
+
+
+def _file_options(options: dict[str, Any]) -> dict[str, Any]:
+    if "reward" in options:
+        options["reward"] = load_terms(options["reward"])
+    if options.get("metric") is not None:
+        options["metric"] = load_terms(options["metric"])[0]
+    return options
+
+
+def _check_options(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    known = inspect.signature(function).parameters.values()
+    names = [p.name for p in known if p.kind is not p.VAR_KEYWORD]
+    for option in options:
+        if option not in names and len(names) == len(known):
+            raise RecipeError(f"{name!r} has no option {option!r}; {_nearest(option, names)}")
+    for p in known:
+        if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in options:
+            raise RecipeError(f"{name!r} needs the option {p.name!r}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    public = [each for each in known if not each.startswith("_")]
+    near = difflib.get_close_matches(name, public, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(public)}"

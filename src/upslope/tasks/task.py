@@ -1,0 +1,92 @@
+"""A task: prompts, a reward and a metric."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from upslope.errors import DataError, RewardError
+from upslope.records import Prompt
+from upslope.rewards.terms import BATCH_NAMES, ROW_NAMES, RewardTerm, parameters
+from upslope.tasks.prompts import EVAL_IDS, as_prompts
+
+Reward: TypeAlias = Callable[..., Any] | RewardTerm
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts to train on, prompts held out, what is rewarded, and what success is measured by.
+
+    prompts and eval_prompts may be given as prompts, strings, chats or records with a `prompt` column; chat=True
+    turns strings into chats of one user message, system puts a system message first. reward is a function, a
+    RewardTerm, or several of them; a row's reward is their weighted sum. metric is a function of the same two
+    shapes; the reward sum where None. After scoring with `terms`, a row's metric is
+    `rollout.metrics[task.metric_name]`. skipped counts data lines left out, by reason.
+
+    Raises: DataError when there is no prompt, one is unusable, or two share an id; RewardError when a function has
+    neither shape or needs a column that no prompt has.
+    """
+
+    prompts: Sequence[Any]
+    reward: Reward | Sequence[Reward]
+    metric: Reward | None = None
+    eval_prompts: Sequence[Any] = ()
+    name: str = "task"
+    chat: bool = False
+    system: str | None = None
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    terms: tuple[RewardTerm, ...] = field(init=False)
+    metric_name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        made = {"chat": self.chat, "system": self.system}
+        prompts = tuple(as_prompts(self.prompts, **made))  # type: ignore[arg-type]
+        eval_prompts = tuple(as_prompts(self.eval_prompts, first_id=EVAL_IDS, **made))  # type: ignore[arg-type]
+        object.__setattr__(self, "prompts", prompts)
+        object.__setattr__(self, "eval_prompts", eval_prompts)
+        rewards = self.reward if isinstance(self.reward, Sequence) else [self.reward]
+        terms, metric_name = _with_metric([_term(reward) for reward in rewards], self.metric)
+        object.__setattr__(self, "terms", terms)
+        object.__setattr__(self, "metric_name", metric_name)
+        _check_prompts(self.name, prompts, eval_prompts)
+        for term in terms:
+            _check_columns(term, prompts)
+
+
+def _term(reward: Reward) -> RewardTerm:
+    return reward if isinstance(reward, RewardTerm) else RewardTerm(reward)
+
+
+def _with_metric(terms: list[RewardTerm], metric: Reward | None) -> tuple[tuple[RewardTerm, ...], str]:
+    """The metric as a term of weight 0, unless it is the reward or one of its terms already."""
+    if metric is None:
+        return tuple(terms), "reward"
+    function = metric.function if isinstance(metric, RewardTerm) else metric
+    for term in terms:
+        if term.function is function:
+            return tuple(terms), term.name
+    name = metric.name if isinstance(metric, RewardTerm) else "metric"
+    return (*terms, RewardTerm(function, 0.0, name)), name
+
+
+def _check_prompts(name: str, prompts: Sequence[Prompt], eval_prompts: Sequence[Prompt]) -> None:
+    if not prompts:
+        raise DataError(f"task {name!r} has no prompts; give at least one")
+    for held in (prompts, eval_prompts):
+        seen: set[int] = set()
+        for prompt in held:
+            if prompt.id in seen:
+                raise DataError(f"task {name!r} has two prompts with id {prompt.id}; ids decide the random numbers")
+            seen.add(prompt.id)
+
+
+def _check_columns(term: RewardTerm, prompts: Sequence[Prompt]) -> None:
+    known = set(ROW_NAMES if term.shape == "row" else BATCH_NAMES)
+    known.update(*(prompt.columns for prompt in prompts))
+    for name, required in parameters(term.function)[0].items():
+        if required and name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known))}"
+            raise RewardError(f"reward {term.name!r} asks for {name!r}, but no prompt has such a column; {hint}")
