@@ -41,7 +41,7 @@ class Run:
 
     @staticmethod
     def create(folder: Path | str, recipe_toml: str, *, exist_ok: bool = False) -> Run:
-        """A new run in a new (or empty) folder, or, with exist_ok, over the run that the folder holds.
+        """A new run in a folder that holds none yet, or, with exist_ok, anew over the one it holds.
 
         Raises: CheckpointError when the folder holds a run already, is being written, or cannot be written.
         """
@@ -74,7 +74,11 @@ class Run:
         """Claim the folder for this process. Raises: CheckpointError when another living process holds it."""
         swept = self._lock.acquire()
         if swept is not None:
-            self.log("stale_lock", step=self.last_step, pid=swept.pid, host=swept.host)
+            try:
+                self.log("stale_lock", step=self.last_step, pid=swept.pid, host=swept.host)
+            except BaseException:
+                self.__exit__(None, None, None)
+                raise
         return self
 
     def __exit__(
