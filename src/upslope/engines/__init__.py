@@ -1,0 +1,1 @@
+"""Engines: policies that sample fast. See engine.Engine for the seam."""

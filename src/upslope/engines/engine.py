@@ -1,0 +1,26 @@
+"""The seam between training and generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from upslope.policies.policy import Policy
+from upslope.policies.sampling import Sampling
+from upslope.records import Prompt, Rollout
+
+
+class Engine(Protocol):
+    """A policy that samples fast."""
+
+    def load(self, policy: Policy, *, version: int) -> None:
+        """Take the policy's present weights; rollouts carry the version, and caches of older weights are dropped."""
+        ...
+
+    def sample(self, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int) -> list[Rollout]:
+        """group_size rollouts of every prompt, groups in the order of the prompts.
+
+        (seed, prompt id, sample index, position) decide the random numbers: the same seed gives the same tokens
+        whatever else is in the batch. group is the prompt's index in the list.
+        """
+        ...

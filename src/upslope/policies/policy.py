@@ -1,0 +1,58 @@
+"""What every kind of policy offers to the trainer, whatever model stands behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from upslope.policies.sampling import Sampling
+from upslope.records import Batch, Prompt, Scores
+
+
+class Policy(Protocol):
+    """A language model that scores actions: causal, encoder-decoder, classifier or tagger.
+
+    How it computes (padded or packed, shared prompts) changes no number beyond the dtype's rounding: scores do not
+    depend on batch order, padding or micro-batch, and are free of dropout.
+    """
+
+    @property
+    def module(self) -> nn.Module:
+        """Everything with weights: the model, and the critic where there is one."""
+        ...
+
+    def encode(self, prompt: Prompt) -> Prompt:
+        """The prompt with its tokens, as the model's own tokenizer and chat template give them."""
+        ...
+
+    def encode_completion(self, text: str) -> tuple[int, ...]:
+        """The actions that write this text and end the row, to learn from demonstrations."""
+        ...
+
+    def micro_batches(self, batch: Batch, *, max_tokens: int) -> list[Tensor]:
+        """Row indices of pieces whose computed tokens fit in max_tokens, groups kept whole where they fit."""
+        ...
+
+    def score(self, batch: Batch, *, sampling: Sampling, entropy: bool = False, values: bool = False) -> Scores:
+        """Log-probabilities [M] of the batch's actions under the distribution `sampling` describes; differentiable."""
+        ...
+
+    def distributions(self, batch: Batch) -> Iterator[Tensor]:
+        """The model's logits at every action, in order, as chunks [m, K]."""
+        ...
+
+    def reference(self) -> AbstractContextManager[Policy]:
+        """The frozen policy that training started from, to score with."""
+        ...
+
+    def dropout(self, enabled: bool) -> AbstractContextManager[None]:
+        """Within the context the model's own dropout acts (supervised training) or is off (everything else)."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write an ordinary Transformers folder (adapters merged), tokenizer included."""
+        ...

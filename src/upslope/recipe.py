@@ -1,0 +1,374 @@
+"""Every setting of a run, validated: one TOML file in, the resolved file out.
+
+The sections stand below in the order of the file. `algorithm.preset` fills the algorithm section, each setting of which
+can be overridden. A setting that is off is written `"none"`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import ValidationError, model_validator
+
+from upslope.errors import RecipeError
+from upslope.presets import PRESETS
+
+Fraction = typing.Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_off(cls, values: Any) -> Any:
+        """TOML has no null: "none" turns a setting off where it may be off."""
+        if not isinstance(values, Mapping):
+            return values
+        return {k: None if v == "none" and _may_be_off(cls, k) else v for k, v in values.items()}
+
+
+def _may_be_off(section: type[BaseModel], name: str) -> bool:
+    field = section.model_fields.get(name)
+    return field is not None and types.NoneType in typing.get_args(field.annotation)
+
+
+class LoraSettings(_Section):
+    """Low-rank adapters by peft; the reference is then the model with its adapters off."""
+
+    r: PositiveInt = 16
+    lora_alpha: PositiveInt = 32
+    lora_dropout: Fraction = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+class ModelSettings(_Section):
+    """Which model, and how it is held."""
+
+    name: str = "smollm2-135m-instruct"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+    critic: Literal["head", "separate"] = "head"
+    lora: LoraSettings | None = None
+    freeze: tuple[str, ...] = ()
+    gradient_checkpointing: bool = False
+
+
+class TaskSettings(_Section):
+    """Which task: a built-in name or the user's `package.module:name`, and its options."""
+
+    name: str = "arithmetic"
+    options: dict[str, Any] = {}
+
+
+class RewardSettings(_Section):
+    """How rewards are computed. Functions given here (names, or tables with a weight and options) replace the task's."""
+
+    functions: tuple[str | dict[str, Any], ...] = ()
+    timeout_s: PositiveFloat = 30.0
+    isolation: Literal["process", "none"] = "process"
+
+
+class SamplingSettings(_Section):
+    """The distribution that training samples from."""
+
+    temperature: PositiveFloat = 1.0
+    top_k: PositiveInt | None = None
+    top_p: PositiveFloat | None = None
+    max_new_tokens: PositiveInt = 64
+    stop: tuple[str, ...] = ()
+
+
+class AlgorithmSettings(_Section):
+    """The policy-gradient method, as settings. See docs/presets for each preset's formula."""
+
+    preset: str = "ppo"
+    baseline: Literal["none", "running_mean", "batch_mean", "group_mean", "leave_one_out", "critic"]
+    credit: Literal["return", "row_return", "n_step", "gae"]
+    gamma: Fraction = 1.0
+    lam: Fraction = 0.95
+    n_step: PositiveInt = 5
+    surrogate: Literal["log_prob", "clip", "sequence_ratio", "sequence_clip", "sequence_clip_token", "cispo"]
+    clip_low: PositiveFloat | None = None
+    clip_high: PositiveFloat | None = None
+    dual_clip: typing.Annotated[float, Field(gt=1.0)] | None = None
+    scale: Literal["none", "batch_std", "group_std"]
+    over: Literal["tokens", "rows", "rows_token_mean", "constant"]
+    kl: Literal["off", "reward", "loss"] = "off"
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_coef: NonNegativeFloat = 0.0
+    kl_target: PositiveFloat | None = None
+    kl_horizon: PositiveFloat = 10_000.0
+    kl_stop: PositiveFloat | None = None
+    value_coef: NonNegativeFloat = 0.5
+    value_clip: PositiveFloat | None = None
+    entropy_coef: NonNegativeFloat = 0.0
+    importance_cap: PositiveFloat | None = None
+    dynamic_sampling: bool = False
+    max_resamples: NonNegativeInt = 3
+    overlong: Literal["keep", "mask", "penalty"] = "keep"
+    overlong_buffer: PositiveInt = 16
+    group_size: PositiveInt = 1
+    epochs: PositiveInt = 1
+    minibatches: PositiveInt = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        name = values.get("preset", "ppo")
+        if name not in PRESETS:
+            raise ValueError(f"preset is {name!r}, which is not one of {', '.join(PRESETS)}{_nearest(name, PRESETS)}")
+        return {**PRESETS[name], **values}
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        needs_group = self.baseline in ("group_mean", "leave_one_out") or self.scale == "group_std"
+        if needs_group and self.group_size < 2:
+            raise ValueError(f"group_size is {self.group_size}, but baseline {self.baseline!r} needs at least 2")
+        if self.credit in ("n_step", "gae") and self.baseline != "critic":
+            raise ValueError(f"credit is {self.credit!r}, which needs baseline = 'critic', not {self.baseline!r}")
+        if self.surrogate == "log_prob" and self.epochs * self.minibatches > 1:
+            raise ValueError(
+                f"surrogate is 'log_prob', which is on-policy: epochs and minibatches must be 1, "
+                f"not {self.epochs} and {self.minibatches}"
+            )
+        if self.surrogate.startswith("sequence") and self.credit != "row_return":
+            raise ValueError(f"surrogate is {self.surrogate!r}, which needs credit = 'row_return', not {self.credit!r}")
+        if self.surrogate in ("clip", "sequence_clip", "sequence_clip_token") and None in (self.clip_low, self.clip_high):
+            raise ValueError(f"surrogate is {self.surrogate!r}, which needs clip_low and clip_high")
+        if self.surrogate == "cispo" and self.clip_high is None:
+            raise ValueError("surrogate is 'cispo', which needs clip_high")
+        if self.kl == "off" and (self.kl_coef > 0 or self.kl_target is not None):
+            raise ValueError("kl is 'off', so kl_coef must be 0 and kl_target 'none'; or set kl to 'reward' or 'loss'")
+        return self
+
+    @property
+    def needs_critic(self) -> bool:
+        """True when the policy carries a critic."""
+        return self.baseline == "critic"
+
+    @property
+    def needs_reference(self) -> bool:
+        """True when a frozen reference model is kept."""
+        return self.kl != "off"
+
+
+class OptimizerSettings(_Section):
+    """AdamW; no decay on norms and biases."""
+
+    lr: PositiveFloat = 1e-5
+    critic_lr: PositiveFloat = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    warmup_steps: NonNegativeInt = 5
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_lr_fraction: Fraction = 0.1
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class TrainingSettings(_Section):
+    """How long, and how large a step."""
+
+    steps: PositiveInt = 100
+    prompts_per_step: PositiveInt = 16
+    micro_batch_tokens: PositiveInt = 2048
+    max_train_s: PositiveFloat | None = None
+    max_bad_steps: PositiveInt = 5
+    seed: NonNegativeInt = 0
+
+
+class SupervisedSettings(_Section):
+    """Supervised warm start on prompt/completion data (method = "supervised")."""
+
+    completion: str = "completion"
+    dropout: bool = True
+
+
+class EvaluationSettings(_Section):
+    """How the task's metric is measured on held-out prompts: greedily, or sampled as in training."""
+
+    every_steps: PositiveInt | None = None
+    num_prompts: PositiveInt | None = None
+    greedy: bool = True
+    patience: PositiveInt | None = None
+    min_gain: NonNegativeFloat = 0.0
+
+
+class EngineSettings(_Section):
+    """What samples."""
+
+    max_rows: PositiveInt = 128
+
+
+class RunSettings(_Section):
+    """The run folder: where it lies and what is kept in it."""
+
+    folder: str | None = None
+    trackers: tuple[str, ...] = ("tensorboard",)
+    checkpoint_every_steps: PositiveInt | None = 50
+    keep_last: PositiveInt = 2
+    samples_per_step: NonNegativeInt = 4
+
+
+class Recipe(_Section):
+    """Every setting of a run.
+
+    Raises: RecipeError from `load` and `resolve`, one sentence naming the setting, what was given and what is allowed.
+    """
+
+    method: Literal["policy_gradient", "supervised"] = "policy_gradient"
+    model: ModelSettings = ModelSettings()
+    task: TaskSettings = TaskSettings()
+    reward: RewardSettings = RewardSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings.model_validate({})
+    sampling: SamplingSettings = SamplingSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings = TrainingSettings()
+    supervised: SupervisedSettings = SupervisedSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    engine: EngineSettings = EngineSettings()
+    run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        prompts, pieces = self.training.prompts_per_step, self.algorithm.minibatches
+        if self.method == "policy_gradient" and prompts % pieces:
+            raise ValueError(f"training.prompts_per_step is {prompts}, which algorithm.minibatches = {pieces} must divide")
+        if self.evaluation.patience is not None and self.evaluation.every_steps is None:
+            raise ValueError("evaluation.patience is set, so evaluation.every_steps must be set as well")
+        if self.sampling.top_p is not None and self.sampling.top_p > 1:
+            raise ValueError(f"sampling.top_p is {self.sampling.top_p}, but a probability mass is at most 1")
+        if self.algorithm.overlong == "penalty" and self.algorithm.overlong_buffer >= self.sampling.max_new_tokens:
+            raise ValueError(
+                f"algorithm.overlong_buffer is {self.algorithm.overlong_buffer}, but must be less than "
+                f"sampling.max_new_tokens = {self.sampling.max_new_tokens}"
+            )
+        return self
+
+    @staticmethod
+    def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """The recipe of a TOML file, with overrides by dotted or unique name laid over it."""
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"recipe {str(path)!r} cannot be read: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {str(path)!r} is not TOML: {error}") from error
+        return Recipe.resolve(values, overrides)
+
+    @staticmethod
+    def resolve(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """The recipe of nested settings, with overrides by dotted ("optimizer.lr") or unique ("lr") name."""
+        merged: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+        for name, value in (overrides or {}).items():
+            _place(merged, _dotted(name), value)
+        try:
+            return Recipe.model_validate(merged)
+        except ValidationError as error:
+            raise RecipeError(_sentence(error)) from None
+
+    def to_toml(self) -> str:
+        """The resolved recipe as TOML: every setting, those that are off as "none"."""
+        return tomli_w.dumps(_without_null(self.model_dump()))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`a.b=c` from a command line -> ("a.b", value); the value is read as TOML, or as plain text where it is none.
+
+    Raises: RecipeError when there is no equals sign.
+    """
+    name, equals, raw = text.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {text!r} has no value; write --set section.setting=value")
+    try:
+        return name.strip(), tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), raw.strip()
+
+
+def _setting_names() -> list[str]:
+    names = []
+    for section, field in Recipe.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            names += [f"{section}.{setting}" for setting in annotation.model_fields]
+        else:
+            names.append(section)
+    return names
+
+
+def _dotted(name: str) -> str:
+    """A setting's full name from its full or unique last name."""
+    names = _setting_names()
+    if "." in name or name in names:
+        return name
+    found = [full for full in names if full.split(".")[-1] == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise RecipeError(f"setting {name!r} could be any of {', '.join(found)}; write it in full")
+    raise RecipeError(f"{name!r} is no setting{_nearest(name, names)}")
+
+
+def _place(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        inner = values.get(parent)
+        values[parent] = dict(inner) if isinstance(inner, Mapping) else {}
+        values = values[parent]
+    values[last] = value
+
+
+def _nearest(name: Any, names: typing.Iterable[str]) -> str:
+    by_last = {full.split(".")[-1]: full for full in names} | {full: full for full in names}
+    close = difflib.get_close_matches(str(name), list(by_last), n=1, cutoff=0.5)
+    return f"; did you mean {by_last[close[0]]!r}?" if close else ""
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{where!r} is no setting{_nearest(where, _siblings(first['loc']))}"
+    if first["type"] == "value_error":
+        return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+    given = first["input"]
+    hint = ""
+    if first["type"] == "literal_error" and isinstance(given, str):
+        allowed = first["ctx"]["expected"]
+        hint = _nearest(given, [choice.strip(" '") for choice in allowed.replace(" or ", ", ").split(",")])
+    message = first["msg"].replace("Input should", "it should")
+    return f"{where} is {given!r}, but {message[0].lower()}{message[1:]}{hint}"
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """Full names of the settings that stand beside the given one."""
+    section: Any = Recipe
+    prefix = ""
+    for part in location[:-1]:
+        field = section.model_fields.get(str(part)) if hasattr(section, "model_fields") else None
+        if field is None:
+            return []
+        choices = [a for a in (field.annotation, *typing.get_args(field.annotation)) if isinstance(a, type)]
+        section = next((choice for choice in choices if issubclass(choice, BaseModel)), None)
+        prefix += f"{part}."
+    return [prefix + name for name in getattr(section, "model_fields", {})]
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_null(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_null(v) for v in value]
+    return "none" if value is None else value

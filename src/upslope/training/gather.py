@@ -1,0 +1,91 @@
+"""Prompts -> rollouts -> rewards: the experience of one step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+from upslope.records import Rollout
+from upslope.rewards import overlong_penalty
+from upslope.training.seeds import data_order
+from upslope.training.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """Scored rollouts of one step; what was dropped, by reason; where in the data the next step starts."""
+
+    rollouts: tuple[Rollout, ...]
+    dropped: Counter[str]
+    position: int
+    rollout_s: float
+    reward_s: float
+
+
+def gather(session: Session, *, step: int) -> Experience:
+    """Sample and score training.prompts_per_step groups.
+
+    Samples whose reward failed are dropped and counted. With dynamic sampling, groups whose scores are all equal are
+    dropped and replaced from further prompts, up to max_resamples times.
+    """
+    settings, training = session.recipe.algorithm, session.recipe.training
+    kept: list[Rollout] = []
+    dropped: Counter[str] = Counter()
+    position, groups = session.state.position, 0
+    rollout_s = reward_s = 0.0
+    for attempt in range(1 + settings.max_resamples * settings.dynamic_sampling):
+        wanted = training.prompts_per_step - groups
+        size = len(session.task.prompts)
+        indices = data_order(training.seed, position=position, count=wanted, size=size)
+        position += wanted
+        started = time.perf_counter()
+        rollouts = session.engine.sample(
+            session.encode([session.task.prompts[i] for i in indices]),
+            group_size=settings.group_size,
+            sampling=session.sampling,
+            seed=session.seed("rollout", step, attempt),
+        )
+        sampled = time.perf_counter()
+        scored = _score(session, rollouts)
+        rollout_s, reward_s = rollout_s + sampled - started, reward_s + time.perf_counter() - sampled
+        dropped += Counter(rollout.failure for rollout in scored if rollout.failure)
+        for members in _by_group(scored):
+            if settings.dynamic_sampling and len({rollout.score for rollout in members}) == 1:
+                dropped["equal scores"] += len(members)
+                continue
+            kept += [rollout.replace(group=groups) for rollout in members]
+            groups += 1
+        if groups == training.prompts_per_step:
+            break
+    return Experience(tuple(kept), dropped, position, rollout_s, reward_s)
+
+
+def _score(session: Session, rollouts: list[Rollout]) -> list[Rollout]:
+    assert session.scorer is not None
+    settings = session.recipe.algorithm
+    sane = [
+        rollout if all(map(math.isfinite, rollout.engine_logprobs)) else rollout.replace(failure="non-finite logits")
+        for rollout in rollouts
+    ]
+    scored = session.scorer.score(sane)
+    if settings.overlong != "penalty":
+        return scored
+    penalty = overlong_penalty(session.sampling.max_new_tokens, settings.overlong_buffer)
+    return [_charged(rollout, penalty(completion="", num_tokens=len(rollout.actions))) for rollout in scored]
+
+
+def _charged(rollout: Rollout, penalty: float) -> Rollout:
+    if rollout.failure:
+        return rollout
+    rewards = (*rollout.rewards[:-1], rollout.rewards[-1] + penalty)
+    return rollout.replace(rewards=rewards, metrics={**rollout.metrics, "overlong_penalty": penalty})
+
+
+def _by_group(rollouts: list[Rollout]) -> list[list[Rollout]]:
+    groups: dict[int, list[Rollout]] = {}
+    for rollout in rollouts:
+        if not rollout.failure:
+            groups.setdefault(rollout.group, []).append(rollout)
+    return list(groups.values())

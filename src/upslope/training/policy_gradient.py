@@ -1,0 +1,221 @@
+"""The policy-gradient loop: prompts -> rollouts -> rewards -> advantages -> updates. Every preset is this loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from upslope import estimators, losses
+from upslope.estimators import AdaptiveKL, RunningMean
+from upslope.records import Batch, Rollout, collate
+from upslope.training.credit import assign_credit
+from upslope.training.gather import Experience, gather
+from upslope.training.optimizer import set_learning_rate
+from upslope.training.seeds import generator
+from upslope.training.session import Session, TrainState
+from upslope.training.update import UpdateReport, update
+
+
+def train(session: Session) -> None:
+    """Train until the session is over. Each step is a pure function of the weights, the optimiser and session.state."""
+    while session.settle():
+        step = session.state.step + 1
+        started = time.perf_counter()
+        with session.interrupts.allowed():
+            experience = gather(session, step=step)
+        metrics = describe(experience)
+        state = dataclasses.replace(session.state, step=step, position=experience.position)
+        if experience.rollouts:
+            state, learned = learn(session, experience, state)
+            metrics |= learned
+        else:
+            metrics |= {"skipped": 1, "problem": f"no sample was usable: {dict(experience.dropped)}"}
+        state = dataclasses.replace(
+            state,
+            bad_steps=state.bad_steps + 1 if metrics.get("skipped") else 0,
+            train_s=state.train_s + time.perf_counter() - started,
+        )
+        session.finish_step(state, {**metrics, "step_s": time.perf_counter() - started})
+
+
+def learn(session: Session, experience: Experience, state: TrainState) -> tuple[TrainState, dict[str, float | str]]:
+    """One step's learning from its experience: (state with KL coefficient and running mean, metrics)."""
+    settings = session.recipe.algorithm
+    batch, _ = collate(experience.rollouts)
+    batch = rescore(session, batch.to(next(session.policy.module.parameters()).device))
+    batch, metrics = charge_kl(session, batch, state.kl_coef)
+    credit = assign_credit(batch, settings, RunningMean(state.running_mean, state.running_weight))
+    batch = batch.replace(advantages=credit.advantages, returns=credit.returns)
+    _log_samples(session, experience.rollouts, batch)
+    trained = batch.select((batch.terminated).nonzero()[:, 0]) if settings.overlong == "mask" else batch
+    if not trained.num_rows:
+        return state, {**metrics, "skipped": 1, "problem": "every row was cut and algorithm.overlong is 'mask'"}
+    metrics |= optimise(session, trained, state)
+    if "kl_row" in metrics and settings.kl_target is not None:
+        controller = AdaptiveKL(state.kl_coef, settings.kl_target, settings.kl_horizon)
+        state = dataclasses.replace(state, kl_coef=controller.update(float(metrics["kl_row"]), batch.num_rows).coef)
+    mean = credit.running_mean
+    return dataclasses.replace(state, running_mean=mean.mean, running_weight=mean.weight), metrics
+
+
+@torch.no_grad()
+def rescore(session: Session, batch: Batch) -> Batch:
+    """The batch with what must be known before the update: old log-probabilities, the critic's values, the reference.
+
+    Exactly on-policy steps that need no values skip the pass: the update's own log-probabilities are then the old ones.
+    """
+    settings = session.recipe.algorithm
+    off_policy = settings.epochs * settings.minibatches > 1 or settings.overlong == "mask"
+    if off_policy or settings.needs_critic or settings.kl == "reward":
+        batch = _score_into(session, batch, reference=False)
+    return _score_into(session, batch, reference=True) if settings.needs_reference else batch
+
+
+def _score_into(session: Session, batch: Batch, *, reference: bool) -> Batch:
+    values = session.recipe.algorithm.needs_critic and not reference
+    zeros = torch.zeros(len(batch.actions), device=batch.actions.device)
+    logprobs, old_values, bootstrap = zeros, zeros.clone(), zeros.new_zeros(batch.num_rows)
+    action_rows = torch.arange(len(batch.actions)).split(batch.num_actions.tolist())
+    tokens = session.recipe.training.micro_batch_tokens
+    for rows in session.policy.micro_batches(batch, max_tokens=tokens):
+        index = torch.cat([action_rows[row] for row in rows.tolist()])
+        piece = batch.select(rows)
+        if reference:
+            with session.policy.reference() as frozen:
+                scores = frozen.score(piece, sampling=session.sampling)
+        else:
+            scores = session.policy.score(piece, sampling=session.sampling, values=values)
+        logprobs[index] = scores.logprobs.float()
+        if scores.values is not None and scores.bootstrap is not None:
+            old_values[index], bootstrap[rows] = scores.values, scores.bootstrap
+    if reference:
+        return batch.replace(ref_logprobs=logprobs)
+    if values:
+        return batch.replace(old_logprobs=logprobs, old_values=old_values, bootstrap=bootstrap)
+    return batch.replace(old_logprobs=logprobs)
+
+
+def charge_kl(session: Session, batch: Batch, coef: float) -> tuple[Batch, dict[str, float | str]]:
+    """The batch with the KL charged to its rewards where the settings say so, and the measured KL."""
+    settings = session.recipe.algorithm
+    if batch.ref_logprobs is None:
+        return batch, {}
+    policy = batch.engine_logprobs if batch.old_logprobs is None else batch.old_logprobs
+    kl = estimators.kl_estimate(policy, batch.ref_logprobs, estimator="k1")
+    metrics: dict[str, float | str] = {
+        "kl": float(kl.mean()),
+        "kl_row": float(estimators.row_sum(kl, batch.num_actions).mean()),
+        "kl_coef": coef,
+    }
+    if settings.kl == "reward":
+        assert batch.rewards is not None
+        charge = estimators.kl_estimate(policy, batch.ref_logprobs, estimator=settings.kl_estimator)
+        batch = batch.replace(rewards=estimators.kl_rewards(batch.rewards, charge, coef=coef))
+    return batch, metrics
+
+
+def optimise(session: Session, batch: Batch, state: TrainState) -> dict[str, float | str]:
+    """All optimiser steps of one batch; means of what they report, and the gap between engine and trainer."""
+    recipe, settings = session.recipe, session.recipe.algorithm
+    lr = set_learning_rate(
+        session.optimizer, recipe.optimizer, step=state.step, total_steps=recipe.training.steps
+    )
+    reports: list[UpdateReport] = []
+    gap: dict[str, float] = {} if batch.old_logprobs is None else _gap(batch.old_logprobs, batch.engine_logprobs)
+    for piece in _minibatches(session, batch, state.step):
+        report = update(
+            session.policy,
+            session.optimizer,
+            piece,
+            settings,
+            sampling=session.sampling,
+            kl_coef=state.kl_coef,
+            micro_batch_tokens=recipe.training.micro_batch_tokens,
+            max_grad_norm=recipe.optimizer.max_grad_norm,
+        )
+        reports.append(report)
+        gap = gap or _gap(report.logprobs, piece.engine_logprobs)
+        if settings.kl_stop is not None and report.values.get("policy_kl", 0.0) > settings.kl_stop:
+            break
+    skipped = sum(report.skipped for report in reports)
+    names = {name: None for report in reports for name in report.values}
+    metrics: dict[str, float | str] = {"lr": lr, "updates": len(reports) - skipped, **gap, **_critic_fit(batch)}
+    for name in names:
+        values = [report.values[name] for report in reports if name in report.values]
+        metrics[name] = sum(values) / len(values)
+    if skipped:
+        metrics |= {"updates_skipped": skipped, "problem": "a loss or gradient was not finite"}
+    if skipped == len(reports):
+        metrics["skipped"] = 1
+    return metrics
+
+
+def _minibatches(session: Session, batch: Batch, step: int) -> Iterator[Batch]:
+    """Every epoch's minibatches: groups shuffled and kept whole."""
+    settings = session.recipe.algorithm
+    groups = batch.group.unique()
+    for epoch in range(settings.epochs):
+        shuffle = generator(session.recipe.training.seed, "minibatches", step, epoch)
+        order = groups[torch.randperm(len(groups), generator=shuffle)]
+        for part in order.tensor_split(min(settings.minibatches, len(order))):
+            rows = torch.isin(batch.group, part).nonzero()[:, 0]
+            yield batch if settings.minibatches == 1 else batch.select(rows)
+
+
+def _gap(trainer_logprobs: Tensor, engine_logprobs: Tensor) -> dict[str, float]:
+    statistics = losses.ratio_statistics(trainer_logprobs, engine_logprobs)
+    return {
+        "gap_k3": statistics.k3,
+        "gap_ess": statistics.effective_sample_size,
+        "gap_max": statistics.max_deviation,
+    }
+
+
+def _critic_fit(batch: Batch) -> dict[str, float]:
+    """1 - Var(return - value) / Var(return): 1 for a perfect critic, 0 for a constant, below 0 for a harmful one."""
+    if batch.old_values is None or batch.returns is None or len(batch.returns) < 2:
+        return {}
+    variance = batch.returns.var()
+    unexplained = (batch.returns - batch.old_values).var()
+    return {"explained_variance": float(1 - unexplained / variance) if variance > 0 else 0.0}
+
+
+def describe(experience: Experience) -> dict[str, float | str]:
+    """What the rollouts look like: rewards, lengths, endings, drops, and time."""
+    rollouts = experience.rollouts
+    metrics: dict[str, float | str] = {"samples": len(rollouts), "dropped": sum(experience.dropped.values())}
+    metrics |= {f"dropped/{reason}": count for reason, count in experience.dropped.items()}
+    metrics |= {"rollout_s": experience.rollout_s, "reward_s": experience.reward_s}
+    if not rollouts:
+        return metrics
+    scores = torch.tensor([rollout.score for rollout in rollouts])
+    lengths = [len(rollout.actions) for rollout in rollouts]
+    metrics |= {
+        "reward": float(scores.mean()),
+        "reward_std": float(scores.std(unbiased=False)),
+        "length": sum(lengths) / len(lengths),
+        "terminated": sum(rollout.terminated for rollout in rollouts) / len(rollouts),
+        "tokens_per_s": sum(lengths) / max(experience.rollout_s, 1e-9),
+    }
+    for name in {name: None for rollout in rollouts for name in rollout.metrics}:
+        if name != "reward":
+            values = [rollout.metrics[name] for rollout in rollouts if name in rollout.metrics]
+            metrics[f"reward/{name}"] = sum(values) / len(values)
+    return metrics
+
+
+def _log_samples(session: Session, rollouts: tuple[Rollout, ...], batch: Batch) -> None:
+    per_action = {
+        "old_logprobs": batch.old_logprobs,
+        "ref_logprobs": batch.ref_logprobs,
+        "values": batch.old_values,
+        "advantages": batch.advantages,
+        "returns": batch.returns,
+    }
+    extras = {name: batch.split_rows(packed.cpu()) for name, packed in per_action.items() if packed is not None}
+    session.log_samples(session.state.step + 1, rollouts, extras)
+

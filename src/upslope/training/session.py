@@ -1,0 +1,251 @@
+"""What every training loop shares: its state, logging, evaluation, checkpoints, and when to stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from upslope.engines.engine import Engine
+from upslope.errors import CheckpointError, DivergenceError
+from upslope.evaluation.metrics import Measurement, measure
+from upslope.policies.policy import Policy
+from upslope.policies.sampling import Sampling
+from upslope.recipe import Recipe
+from upslope.records import Prompt, Rollout
+from upslope.report.run import Run
+from upslope.report.trackers import Tracker
+from upslope.rewards import Scorer
+from upslope.tasks import Task
+from upslope.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    prune_checkpoints,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+from upslope.training.fingerprint import fingerprint
+from upslope.training.interrupts import Interrupts
+from upslope.training.optimizer import is_critic, trainable
+from upslope.training.seeds import derive_seed
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """All that a run remembers beside weights, optimiser and random generators; replaced whole after each step.
+
+    position counts prompts taken from the data; bad_steps counts steps in a row that could not be taken.
+    """
+
+    step: int = 0
+    position: int = 0
+    kl_coef: float = 0.0
+    running_mean: float = 0.0
+    running_weight: float = 0.0
+    bad_steps: int = 0
+    evaluated: int = -1
+    best: float | None = None
+    best_step: int = 0
+    stale_evaluations: int = 0
+    train_s: float = 0.0
+
+
+@dataclass
+class Session:
+    """One training run in progress. Loops call `settle` before each step and `finish_step` after it."""
+
+    recipe: Recipe
+    run: Run
+    policy: Policy
+    engine: Engine
+    task: Task
+    scorer: Scorer | None
+    optimizer: torch.optim.Optimizer
+    sampling: Sampling
+    trackers: Sequence[Tracker]
+    interrupts: Interrupts
+    state: TrainState
+    base: str = ""
+    stop_reason: str = ""
+    _saved: int = field(default=-1)
+    _encoded: dict[int, Prompt] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.base = self.base or fingerprint(self.policy.module)
+        self.engine.load(self.policy, version=self.state.step)
+
+    def seed(self, *purpose: str | int) -> int:
+        """The seed of one purpose, decided by training.seed."""
+        return derive_seed(self.recipe.training.seed, *purpose)
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts with their tokens, each encoded once."""
+        for prompt in prompts:
+            if prompt.id not in self._encoded:
+                self._encoded[prompt.id] = self.policy.encode(prompt)
+        return [self._encoded[prompt.id] for prompt in prompts]
+
+    def settle(self) -> bool:
+        """Do what is due between two steps (evaluation, checkpoint); False when training is over."""
+        self.interrupts.check()
+        finished = self._finished()
+        every = self.recipe.evaluation.every_steps
+        if every and self.state.evaluated != self.state.step and (finished or self.state.step % every == 0):
+            self._evaluate()
+            finished = finished or self._finished()
+        every = self.recipe.run.checkpoint_every_steps
+        if every and self.state.step and (finished or self.state.step % every == 0):
+            self.save()
+        return not finished
+
+    def finish_step(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
+        """Log the step and make its state the run's own.
+
+        Raises: DivergenceError after training.max_bad_steps bad steps in a row.
+        """
+        self.state = state
+        self.engine.load(self.policy, version=state.step)
+        self.run.log("train", step=state.step, **metrics)
+        for tracker in self.trackers:
+            tracker.log(state.step, metrics)
+        if state.bad_steps >= self.recipe.training.max_bad_steps:
+            self.run.log("diverged", step=state.step, bad_steps=state.bad_steps)
+            raise DivergenceError(
+                f"{state.bad_steps} steps in a row could not be taken (training.max_bad_steps); the last problem: "
+                f"{metrics.get('problem', 'unknown')}"
+            )
+
+    def log_samples(self, step: int, rollouts: Sequence[Rollout], extras: Mapping[str, Sequence[Any]]) -> None:
+        """Keep the first few samples of a step in the run folder."""
+        count = self.recipe.run.samples_per_step
+        if count:
+            self.run.log_samples(step, rollouts[:count], {name: rows[:count] for name, rows in extras.items()})
+
+    def measure(self) -> Measurement:
+        """The task's metric on its held-out prompts, decoded as [evaluation] says."""
+        assert self.scorer is not None
+        settings = self.recipe.evaluation
+        prompts = self.encode(self.task.eval_prompts[: settings.num_prompts])
+        sampling = dataclasses.replace(self.sampling, temperature=0.0) if settings.greedy else self.sampling
+        with self.interrupts.allowed():
+            return measure(
+                self.engine,
+                prompts,
+                self.scorer,
+                metric=self.task.metric_name,
+                sampling=sampling,
+                seed=self.seed("evaluate"),
+            )
+
+    def _evaluate(self) -> None:
+        started = time.perf_counter()
+        measured = self.measure()
+        state, settings = self.state, self.recipe.evaluation
+        better = state.best is None or measured.mean > state.best + settings.min_gain
+        self.state = dataclasses.replace(
+            state,
+            evaluated=state.step,
+            best=measured.mean if better else state.best,
+            best_step=state.step if better else state.best_step,
+            stale_evaluations=0 if better else state.stale_evaluations + 1,
+        )
+        values = {"metric": measured.mean, "prompts": len(measured.values), "failed": sum(measured.failures.values())}
+        self.run.log(
+            "evaluate",
+            step=state.step,
+            **values,
+            evaluate_s=time.perf_counter() - started,
+            values={str(prompt): value for prompt, value in measured.values.items()},
+        )
+        for tracker in self.trackers:
+            tracker.log(state.step, {f"evaluate/{name}": value for name, value in values.items()})
+        if better and self.recipe.run.checkpoint_every_steps and state.step:
+            self.save()
+
+    def _finished(self) -> bool:
+        training, evaluation, state = self.recipe.training, self.recipe.evaluation, self.state
+        if evaluation.patience and state.stale_evaluations >= evaluation.patience:
+            self.stop_reason = f"the metric has not risen for {state.stale_evaluations} evaluations"
+        elif training.max_train_s and state.train_s >= training.max_train_s:
+            self.stop_reason = "training.max_train_s is reached"
+        elif state.step >= training.steps:
+            self.stop_reason = "training.steps is reached"
+        return bool(self.stop_reason)
+
+    def save(self) -> None:
+        """Checkpoint the state after the last whole step; keeps the newest few and the best."""
+        if self._saved == self.state.step:
+            return
+        parameters = trainable(self.policy.module)
+        optimizer, optimizer_state = optimizer_tensors(self.optimizer, parameters.items())
+        state = {
+            "train": dataclasses.asdict(self.state),
+            "optimizer": optimizer_state,
+            "random": random_state(),
+            "base": self.base,
+        }
+        folder = self.run.checkpoints_path
+        started = time.perf_counter()
+        save_checkpoint(
+            folder, self.state.step, tensors={"parameters": parameters, "optimizer": optimizer}, state=state
+        )
+        self._saved = self.state.step
+        keep = {self.state.best_step} if self.state.best is not None else set()
+        prune_checkpoints(folder, keep_last=self.recipe.run.keep_last, keep=keep)
+        self.run.log("checkpoint", step=self.state.step, save_s=time.perf_counter() - started)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint, bit for bit.
+
+        Raises: CheckpointError when the base model or its shapes are no longer those the run started from.
+        """
+        if checkpoint.state["base"] != self.base:
+            raise CheckpointError(
+                f"{checkpoint.path} was trained from other weights than model {self.recipe.model.name!r} now holds; "
+                "put the original model back"
+            )
+        self._load_parameters(checkpoint)
+        parameters = trainable(self.policy.module)
+        load_optimizer(
+            self.optimizer, parameters.items(), checkpoint.tensors["optimizer"], checkpoint.state["optimizer"]
+        )
+        restore_random_state(checkpoint.state["random"])
+        self.state = TrainState(**checkpoint.state["train"])
+        self._saved = self.state.step
+        self.engine.load(self.policy, version=self.state.step)
+
+    def _load_parameters(self, checkpoint: Checkpoint) -> None:
+        parameters, saved = trainable(self.policy.module), checkpoint.tensors["parameters"]
+        if {name: p.shape for name, p in parameters.items()} != {name: t.shape for name, t in saved.items()}:
+            raise CheckpointError(f"{checkpoint.path} holds other parameters than this model; use the run's own recipe")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(saved[name])
+
+    def export(self) -> None:
+        """Write the final model: the best evaluated one where early stopping was asked for, else the last."""
+        best = self.run.checkpoints_path / f"step-{self.state.best_step:08d}"
+        if self.recipe.evaluation.patience and self.state.best_step not in (0, self.state.step) and best.exists():
+            self._load_parameters(load_checkpoint(best))
+        temporary = self.run.folder / ".tmp-model"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            self.policy.save(temporary)
+            critic = {name: p.detach() for name, p in trainable(self.policy.module).items() if is_critic(name)}
+            if critic:
+                save_file(critic, temporary / "critic.safetensors")
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise CheckpointError(f"the final model cannot be written to {self.run.model_path}: {error}") from error
+        shutil.rmtree(self.run.model_path, ignore_errors=True)
+        temporary.rename(self.run.model_path)
+        self.run.log("finished", step=self.state.step, reason=self.stop_reason, train_s=self.state.train_s)

@@ -1,0 +1,85 @@
+"""Supervised warm start: raise the likelihood of given completions. The same steps, state and run folder as RL."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from torch import Tensor
+
+from upslope import losses
+from upslope.errors import DataError
+from upslope.records import Batch, Prompt, Rollout, collate
+from upslope.training.optimizer import apply_gradients, set_learning_rate
+from upslope.training.seeds import data_order
+from upslope.training.session import Session
+from upslope.training.update import Terms, accumulate
+
+
+def train(session: Session) -> None:
+    """Train on the completions of the task's prompts until the session is over."""
+    recipe = session.recipe
+    while session.settle():
+        state, started = session.state, time.perf_counter()
+        step, count = state.step + 1, recipe.training.prompts_per_step
+        size = len(session.task.prompts)
+        indices = data_order(recipe.training.seed, position=state.position, count=count, size=size)
+        rollouts = [demonstration(session, session.task.prompts[i], group) for group, i in enumerate(indices)]
+        batch, _ = collate(rollouts)
+        metrics = fit(session, batch.to(next(session.policy.module.parameters()).device), step=step)
+        elapsed = time.perf_counter() - started
+        state = dataclasses.replace(
+            state,
+            step=step,
+            position=state.position + count,
+            bad_steps=state.bad_steps + 1 if metrics.get("skipped") else 0,
+            train_s=state.train_s + elapsed,
+        )
+        tokens_per_s = len(batch.tokens) / elapsed
+        session.finish_step(state, {**metrics, "step_s": elapsed, "tokens_per_s": tokens_per_s})
+
+
+def fit(session: Session, batch: Batch, *, step: int) -> dict[str, float | str]:
+    """One optimiser step on the mean cross-entropy [nats per token] of the batch's actions."""
+    recipe = session.recipe
+    lr = set_learning_rate(session.optimizer, recipe.optimizer, step=step, total_steps=recipe.training.steps)
+
+    def terms_of(piece: Batch, index: Tensor) -> Terms:  # noqa: ARG001 - every action weighs the same
+        logprobs = session.policy.score(piece, sampling=session.sampling).logprobs
+        loss = losses.weighted_sum(-logprobs, weights=logprobs.new_ones(()), denominator=len(batch.actions))
+        return Terms(loss, {"loss": float(loss.detach())})
+
+    with session.policy.dropout(recipe.supervised.dropout):
+        metrics: dict[str, float | str] = dict(
+            accumulate(session.policy, batch, max_tokens=recipe.training.micro_batch_tokens, terms_of=terms_of)
+        )
+    norm = apply_gradients(session.policy.module, session.optimizer, max_norm=recipe.optimizer.max_grad_norm)
+    metrics |= {"lr": lr, "samples": batch.num_rows}
+    if norm is None:
+        return metrics | {"skipped": 1, "problem": "a loss or gradient was not finite"}
+    return metrics | {"grad_norm": norm}
+
+
+def demonstration(session: Session, prompt: Prompt, group: int) -> Rollout:
+    """A prompt and its completion as a rollout whose actions are the completion's tokens and the end of the row.
+
+    Raises: DataError when the prompt has no completion.
+    """
+    completion = prompt.columns.get(session.recipe.supervised.completion)
+    if not isinstance(completion, str) or not completion:
+        column = session.recipe.supervised.completion
+        raise DataError(f"prompt {prompt.id} has no text in column {column!r} (supervised.completion) to learn from")
+    encoded = session.encode([prompt])[0]
+    actions = session.policy.encode_completion(completion)
+    first = len(encoded.tokens) - 1
+    return Rollout(
+        prompt=encoded,
+        group=group,
+        sample=0,
+        tokens=encoded.tokens + actions,
+        actions=actions,
+        positions=tuple(range(first, first + len(actions))),
+        engine_logprobs=(0.0,) * len(actions),
+        text=completion,
+        stop_reason="eos",
+    )

@@ -1,0 +1,224 @@
+"""One optimiser step of a policy-gradient method: micro-batches -> loss -> gradients -> weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from upslope import losses
+from upslope.estimators import kl_estimate
+from upslope.policies.policy import Policy
+from upslope.policies.sampling import Sampling
+from upslope.recipe import AlgorithmSettings
+from upslope.records import Batch, Scores
+from upslope.training.optimizer import apply_gradients
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The loss's parts as scalars, and sums over actions that describe the update."""
+
+    loss: Tensor
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """What one optimiser step did: parts of the loss, gradient norm, drift; the log-probabilities [M] before it;
+    skipped where something was not finite."""
+
+    values: dict[str, float]
+    logprobs: Tensor
+    skipped: bool
+
+
+def policy_loss(
+    scores: Scores,
+    batch: Batch,
+    settings: AlgorithmSettings,
+    *,
+    kl_coef: float,
+    weights: Tensor,
+    denominator: float,
+    num_actions: int,
+) -> Terms:
+    """surrogate + value_coef * value loss - entropy_coef * entropy + kl_coef * KL, for one micro-batch.
+
+    weights [M] and denominator count over the whole optimiser step; num_actions is its number of actions, over which the
+    value loss and the entropy bonus are means.
+    """
+    weights = weights.to(scores.logprobs)
+    old = scores.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+    trusted = weights
+    if settings.importance_cap is not None:
+        gap = losses.truncated_importance_weights(old, batch.engine_logprobs, cap=settings.importance_cap)
+        trusted = weights * gap
+    policy = surrogate(scores.logprobs, old, batch, settings, weights=trusted, denominator=denominator)
+    loss, parts = policy, {"loss_policy": float(policy.detach())}
+    ones = torch.ones_like(scores.logprobs)
+    if settings.needs_critic:
+        assert scores.values is not None
+        assert batch.returns is not None
+        value = losses.value_loss(
+            scores.values,
+            batch.old_values,
+            batch.returns,
+            clip=settings.value_clip,
+            weights=ones,
+            denominator=num_actions,
+        )
+        loss, parts["loss_value"] = loss + settings.value_coef * value, float(value.detach())
+    if scores.entropy is not None:
+        entropy = losses.weighted_sum(scores.entropy, weights=ones, denominator=num_actions)
+        parts["entropy"] = float(entropy.detach())
+        if settings.entropy_coef > 0:
+            loss = loss - settings.entropy_coef * entropy
+    if settings.kl == "loss":
+        assert batch.ref_logprobs is not None
+        kl = kl_estimate(scores.logprobs, batch.ref_logprobs, estimator=settings.kl_estimator)
+        penalty = losses.weighted_sum(kl, weights=weights, denominator=denominator)
+        loss, parts["loss_kl"] = loss + kl_coef * penalty, float(penalty.detach())
+    return Terms(loss, parts)
+
+
+def surrogate(
+    logprobs: Tensor,
+    old: Tensor,
+    batch: Batch,
+    settings: AlgorithmSettings,
+    *,
+    weights: Tensor,
+    denominator: float,
+) -> Tensor:
+    """The policy loss that `algorithm.surrogate` names."""
+    advantages = batch.advantages
+    assert advantages is not None
+    if settings.surrogate == "log_prob":
+        return losses.reinforce(logprobs, advantages, weights=weights, denominator=denominator)
+    if settings.surrogate == "clip":
+        return losses.clipped_surrogate(
+            logprobs,
+            old,
+            advantages,
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            dual_clip=settings.dual_clip,
+            weights=weights,
+            denominator=denominator,
+        )
+    if settings.surrogate == "cispo":
+        assert settings.clip_high is not None
+        return losses.cispo(
+            logprobs,
+            old,
+            advantages,
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            weights=weights,
+            denominator=denominator,
+        )
+    return losses.sequence_surrogate(
+        logprobs,
+        old,
+        advantages,
+        batch.num_actions,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        length_normalised=settings.surrogate != "sequence_ratio",
+        token_level=settings.surrogate == "sequence_clip_token",
+        weights=weights,
+        denominator=denominator,
+    )
+
+
+def step_weights(batch: Batch, settings: AlgorithmSettings, *, constant_length: int) -> tuple[Tensor, float]:
+    """The weight [M] of each action and the denominator of one optimiser step over this batch.
+
+    A sequence surrogate is one term a row, spelt as equal shares of its actions.
+    """
+    whole_rows = settings.surrogate.startswith("sequence") and settings.over == "rows"
+    return losses.aggregation(
+        batch.num_actions, over="rows_token_mean" if whole_rows else settings.over, constant_length=constant_length
+    )
+
+
+def accumulate(
+    policy: Policy, batch: Batch, *, max_tokens: int, terms_of: Callable[[Batch, Tensor], Terms]
+) -> dict[str, float]:
+    """Gradients of the batch, one micro-batch at a time, and the sums of the loss's parts.
+
+    terms_of(piece, index) scores one piece; index [m] says which of the batch's actions it holds.
+    """
+    action_rows = torch.arange(len(batch.actions)).split(batch.num_actions.tolist())
+    sums: dict[str, float] = {}
+    for rows in policy.micro_batches(batch, max_tokens=max_tokens):
+        terms = terms_of(batch.select(rows), torch.cat([action_rows[row] for row in rows.tolist()]))
+        terms.loss.backward()  # type: ignore[no-untyped-call]
+        for name, value in terms.parts.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return sums
+
+
+def update(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    settings: AlgorithmSettings,
+    *,
+    sampling: Sampling,
+    kl_coef: float,
+    micro_batch_tokens: int,
+    max_grad_norm: float,
+) -> UpdateReport:
+    """One optimiser step over the batch. How it is cut into micro-batches changes memory, never the gradient.
+
+    A non-finite loss or gradient skips the step.
+    """
+    weights, denominator = step_weights(batch, settings, constant_length=sampling.max_new_tokens)
+    logprobs = torch.empty(len(batch.actions))
+
+    def terms_of(piece: Batch, index: Tensor) -> Terms:
+        scores = policy.score(piece, sampling=sampling, entropy=True, values=settings.needs_critic)
+        logprobs[index] = scores.logprobs.detach().float().cpu()
+        return policy_loss(
+            scores,
+            piece,
+            settings,
+            kl_coef=kl_coef,
+            weights=weights[index],
+            denominator=denominator,
+            num_actions=len(batch.actions),
+        )
+
+    values = accumulate(policy, batch, max_tokens=micro_batch_tokens, terms_of=terms_of)
+    norm = apply_gradients(policy.module, optimizer, max_norm=max_grad_norm)
+    if norm is not None:
+        values["grad_norm"] = norm
+    return UpdateReport(values | _drift(logprobs, batch, settings), logprobs, skipped=norm is None)
+
+
+def _drift(logprobs: Tensor, batch: Batch, settings: AlgorithmSettings) -> dict[str, float]:
+    """How far the policy stands from the one that sampled, and what the clip does about it."""
+    if batch.old_logprobs is None:
+        return {}
+    assert batch.advantages is not None
+    statistics = losses.ratio_statistics(logprobs, batch.old_logprobs)
+    log_ratios = logprobs - batch.old_logprobs
+    if settings.surrogate.startswith("sequence"):
+        log_ratios = losses.sequence_log_ratios(
+            logprobs,
+            batch.old_logprobs,
+            batch.num_actions,
+            length_normalised=settings.surrogate != "sequence_ratio",
+        )
+    clipped = losses.clip_fraction(
+        log_ratios,
+        batch.advantages,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        dual_clip=settings.dual_clip,
+    )
+    return {"policy_kl": statistics.k3, "clip_fraction": float(clipped)}
