@@ -9,7 +9,9 @@ import re
 from decimal import Decimal
 from typing import Any
 
-_NUMBER = re.compile(r"(?:(?<![\w).])[-+\u2212])?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
+_SIGN = r"(?:(?<![\w).])[-+\u2212])?"
+_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<!\w)\.[0-9]+"
+_NUMBER = re.compile(f"{_SIGN}(?:{_DIGITS})")
 
 
 def last_number(text: str) -> Decimal | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from upslope.errors import RecipeError
 from upslope.rewards import numbers, rules
-from upslope.rewards.terms import RewardTerm
+from upslope.rewards.terms import RewardTerm, parameters
 from upslope.tasks.arithmetic import arithmetic
 from upslope.tasks.files import from_file
 from upslope.tasks.reasoning_gym import reasoning_gym
@@ -150,17 +149,16 @@ def _file_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_options(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    known = inspect.signature(function).parameters.values()
-    names = [p.name for p in known if p.kind is not p.VAR_KEYWORD]
+    known, takes_all = parameters(function)
     for option in options:
-        if option not in names and len(names) == len(known):
-            raise RecipeError(f"{name!r} has no option {option!r}; {_nearest(option, names)}")
-    for p in known:
-        if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in options:
-            raise RecipeError(f"{name!r} needs the option {p.name!r}")
+        if option not in known and not takes_all:
+            raise RecipeError(f"{name!r} has no option {option!r}; {_nearest(option, known)}")
+    for option, required in known.items():
+        if required and option not in options:
+            raise RecipeError(f"{name!r} needs the option {option!r}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     public = [each for each in known if not each.startswith("_")]
     near = difflib.get_close_matches(name, public, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(public)}"
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(public) or 'none'}"

@@ -35,31 +35,32 @@ def reasoning_gym(
     """
     from upslope.tasks.task import Task
 
-    made = _make(dataset, {"size": size + num_eval, "seed": seed, **config})
-    entries = [made[index] for index in range(size + num_eval)]
+    score = GymScore(dataset, {"size": size + num_eval, "seed": seed, **config})
+    entries = score.entries()
     questions = {entry["question"] for entry in entries[:size]}
     held_out = [entry for entry in entries[size:] if entry["question"] not in questions]
     records = [[_record(entry) for entry in part] for part in (entries[:size], held_out)]
-    score = GymScore(dataset, {"size": size + num_eval, "seed": seed, **config})
     return Task(
         prompts=records[0], reward=score, metric=score, eval_prompts=records[1], name=dataset, chat=chat, system=system
     )
 
 
 class GymScore:
-    """dataset.score_answer(answer, entry) in [0, 1]; the dataset is built anew where the function runs."""
+    """dataset.score_answer(answer, entry) in [0, 1]; sent to a worker by its settings, and built anew there."""
 
     def __init__(self, dataset: str, config: dict[str, Any]) -> None:
         self.__name__ = dataset
         self._config = config
-        self._dataset: Any = None
+        self._dataset = _make(dataset, config)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_dataset": None}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GymScore, (self.__name__, self._config)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Question, answer and metadata of every problem of the dataset."""
+        return [self._dataset[index] for index in range(len(self._dataset))]
 
     def __call__(self, completion: str, entry: dict[str, Any]) -> float:
-        if self._dataset is None:
-            self._dataset = _make(self.__name__, self._config)
         return float(self._dataset.score_answer(answer=extract_answer(completion), entry=entry))
 
 

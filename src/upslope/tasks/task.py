@@ -19,10 +19,10 @@ Reward: TypeAlias = Callable[..., Any] | RewardTerm
 class Task:
     """Prompts to train on, prompts held out, what is rewarded, and what success is measured by.
 
-    prompts and eval_prompts may be given as prompts, strings, chats or records with a `prompt` column; chat=True
-    turns strings into chats of one user message, system puts a system message first. reward is a function, a
-    RewardTerm, or several of them; a row's reward is their weighted sum. metric is a function of the same two
-    shapes; the reward sum where None. After scoring with `terms`, a row's metric is
+    prompts and eval_prompts may be given as prompts, strings, chats or records with a `prompt` column. chat=True
+    turns strings into chats of one user message and system puts a system message first; a Prompt stays as it is.
+    reward is a function, a RewardTerm, or several of them; a row's reward is their weighted sum. metric is a function
+    of the same two shapes; the reward sum where None. After scoring with `terms`, a row's metric is
     `rollout.metrics[task.metric_name]`. skipped counts data lines left out, by reason.
 
     Raises: DataError when there is no prompt, one is unusable, or two share an id; RewardError when a function has

@@ -1,0 +1,56 @@
+"""Reward functions that misbehave when the completion names a fault. A module of its own, without torch, so that
+worker processes import it quickly."""
+
+import os
+import sys
+import threading
+import time
+
+
+def misbehave(fault):
+    """A value of 1.0 unless the fault gives another."""
+    match fault:
+        case "raises":
+            raise ValueError("no")
+        case "none":
+            return None
+        case "nan":
+            return float("nan")
+        case "wrong length":
+            return [1.0] * 99
+        case "str":
+            return "1.0"
+        case "huge":
+            return 1e308
+        case "hangs":
+            while True:
+                pass
+        case "sys.exit":
+            sys.exit(0)
+        case "os._exit":
+            os._exit(7)
+        case "2 GB":
+            bytearray(2 << 30)
+        case "10 MB of output":
+            sys.stdout.write("x" * 10_000_000)
+            sys.stdout.flush()
+        case "fork":
+            os.fork()
+        case "thread":
+            threading.Thread(target=time.sleep, args=(1000,)).start()
+        case "slow":
+            time.sleep(0.3)
+    return 1.0
+
+
+def row(completion):
+    return misbehave(completion)
+
+
+def batch(completions, **kwargs):
+    values = [misbehave(completion) for completion in completions]
+    return values[:-1] if "wrong length" in completions else values
+
+
+async def blocking(completion):
+    return misbehave(completion)

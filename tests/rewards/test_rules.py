@@ -1,0 +1,139 @@
+"""The plain rules, against cases worked by hand."""
+
+from decimal import Decimal
+
+import cloudpickle
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from upslope.errors import RewardError
+from upslope.rewards import (
+    brevity,
+    closeness,
+    contains,
+    correct,
+    digits_right,
+    ended,
+    exact_match,
+    last_number,
+    length_penalty,
+    numeric_answer,
+    overlong_penalty,
+    regex_match,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("14", "14"),
+        ("8 + 6 = 14.", "14"),
+        ("= -1,234.50.", "-1234.5"),
+        ("8-6", "6"),
+        ("(3)-4", "4"),
+        ("from 3 to -4", "-4"),
+        ("\u22127 degrees", "-7"),
+        ("+5", "5"),
+        ("1,2,3", "3"),
+        ("1,234,567", "1234567"),
+        ("1,2345", "2345"),
+        ("$18.00 each", "18"),
+        ("0.5", "0.5"),
+        ("-.5", "-0.5"),
+        ("No.5", "5"),
+        ("3.14.15", "15"),
+        ("007", "7"),
+        ("x2", "2"),
+        ("", None),
+        ("no digits", None),
+        ("\u0663", None),
+        ("9" * 5000, "9" * 5000),
+    ],
+)
+def test_last_number(text, number):
+    assert last_number(text) == (None if number is None else Decimal(number))
+
+
+@given(st.integers(-(10**12), 10**12), st.sampled_from(["{}", "{:,}", "the answer is {}.", "1 + 2 = 4? No: {:,}!"]))
+def test_last_number_reads_what_was_written(number, template):
+    assert last_number(template.format(number)) == number
+
+
+def test_correct_needs_the_right_number_and_an_end():
+    assert correct("8 + 6 = 14", "14", terminated=True) == 1.0
+    assert correct("14.0", 14, terminated=True) == 1.0
+    assert correct("14", "14", terminated=False) == 0.0
+    assert correct("14 or 15", "14", terminated=True) == 0.0
+    assert correct("fourteen", "14", terminated=True) == 0.0
+    with pytest.raises(ValueError, match="no number"):
+        correct("14", "fourteen", terminated=True)
+
+
+@pytest.mark.parametrize(
+    ("written", "answer", "share"),
+    [
+        ("123", 123, 1),
+        ("124", 123, 2 / 3),
+        ("23", 123, 2 / 3),
+        ("1123", 123, 3 / 4),
+        ("-123", 123, 0),
+        ("?", 123, 0),
+        ("7", -7, 0),
+        ("-7", -7, 1),
+        ("0", 0, 1),
+        ("321", 123, 1 / 3),
+        ("046", 46, 1),
+    ],
+)
+def test_digits_right(written, answer, share):
+    assert digits_right(written, answer) == pytest.approx(share)
+
+
+def test_closeness():
+    assert [closeness(text, 50) for text in ("50", "40", "60", "0", "-100", "none")] == [1.0, 0.8, 0.8, 0.0, 0.0, 0.0]
+    assert closeness("0.5", 0) == 0.5
+
+
+def test_brevity_and_ended():
+    assert [brevity(text) for text in ("14", " 14\n", "= 14", "fourteen", "")] == [1.0, 1.0, 0.5, 0.0, 0.0]
+    assert ended("", terminated=True) == 1.0
+    assert ended("14", terminated=False) == 0.0
+
+
+def test_exact_match_contains_regex():
+    assert exact_match("label")(completion=" spam\n", label="spam") == 1.0
+    assert exact_match("label")(completion="Spam", label="spam") == 0.0
+    assert exact_match("label", ignore_case=True)(completion="Spam", label="spam") == 1.0
+    assert contains()(completion="it is Paris.", answer="Paris") == 1.0
+    assert contains()(completion="it is paris.", answer="Paris") == 0.0
+    assert contains(ignore_case=True)(completion="it is paris.", answer="Paris") == 1.0
+    assert regex_match(r"<b>.*</b>")(completion="so <b>1</b>.") == 1.0
+    assert regex_match(r"<b>.*</b>", full=True)(completion="so <b>1</b>.") == 0.0
+    with pytest.raises(RewardError, match="no regular expression"):
+        regex_match("(")
+    with pytest.raises(RewardError, match="no column 'label'"):
+        exact_match("label")(completion="x", answer="y")
+
+
+def test_numeric_answer():
+    assert numeric_answer("final")(completion="so 1,200 in all", final="#### 1200") == 1.0
+    assert numeric_answer("final")(completion="so 1,200 of 1,300", final="#### 1200") == 0.0
+
+
+def test_overlong_penalty_is_eq_13_of_dapo():
+    """arXiv:2503.14476 eq. 13 with L_max = 20, L_cache = 4: 0 up to 16, (16 - n) / 4 up to 20, then -1."""
+    penalty = overlong_penalty(max_tokens=20, cache_tokens=4)
+    lengths = (1, 16, 17, 18, 20, 21, 99)
+    assert [penalty("", num_tokens=n) for n in lengths] == [0.0, 0.0, -0.25, -0.5, -1.0, -1.0, -1.0]
+    assert length_penalty(0.1)("", num_tokens=5) == -0.5
+    for cache in (0, 21):
+        with pytest.raises(RewardError, match="0 < cache_tokens <= max_tokens"):
+            overlong_penalty(max_tokens=20, cache_tokens=cache)
+
+
+def test_rules_travel_to_the_worker_without_torch():
+    for rule in (exact_match(), numeric_answer(), contains(), regex_match("a"), overlong_penalty(2, 1)):
+        blob = cloudpickle.dumps(rule)
+        assert b"torch" not in blob
+        assert cloudpickle.loads(blob).__name__ == rule.__name__
