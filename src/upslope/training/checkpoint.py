@@ -99,6 +99,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest intact checkpoint of a folder, or None, and one sentence on each newer one that is damaged."""
     problems: list[str] = []
+    sweep(folder)
     for path in reversed(list_checkpoints(folder)):
         try:
             return load_checkpoint(path), problems
