@@ -157,9 +157,12 @@ def test_extras_that_do_not_match_the_rollouts_are_refused(run):
     assert run.samples() == []
 
 
-def test_a_value_called_time_is_refused(run):
-    with pytest.raises(RecordError, match="another name"):
-        run.log("train", step=1, time=3.0)
+@pytest.mark.parametrize("name", ["time", "kind"])
+def test_a_value_named_like_an_events_own_is_refused(run, name):
+    with pytest.raises(RecordError, match=f"every event has a '{name}' of its own"):
+        run.log("train", step=1, **{name: 3.0})
+    run.log("train", step=1, self=3.0)
+    assert run.metrics == {"self": {1: 3.0}}
 
 
 def test_damaged_lines_are_skipped_and_counted(run):

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 
@@ -92,6 +93,21 @@ def test_of_eight_processes_that_find_a_stale_lock_one_gets_the_folder(tmp_path)
     race = _python(_RACE, str(tmp_path / "lock"))
     output, _ = race.communicate(timeout=60)
     assert output == f"{[1] * 20}\n"
+
+
+def test_a_claim_that_waited_while_the_lock_was_released_counts(tmp_path):
+    """The waiter holds a file that is deleted by then: its claim must be on the one that everybody sees."""
+    lock = FolderLock(tmp_path / "lock")
+    with lock._open():
+        waiter = threading.Thread(target=lock.acquire)
+        waiter.start()
+        waiter.join(0.1)
+        assert waiter.is_alive()
+        lock.release()
+    waiter.join(10)
+    holder = lock.holder()
+    assert holder is not None
+    assert holder.pid == os.getpid()
 
 
 def test_a_pid_that_was_given_to_another_process_since_is_swept(tmp_path):

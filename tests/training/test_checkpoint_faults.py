@@ -176,6 +176,8 @@ def test_checkpoint_truncated_or_bits_flipped(pristine, tmp_path, change, seed):
     assert checkpoint.tensors["model"]["w"].tolist() == [5.0] * 100
     assert len(problems) == 1
     assert f"{file} is damaged: " in problems[0]
+    if change is _truncate and file.name != "manifest.json":
+        assert f"it has {file.stat().st_size} bytes instead of" in problems[0]
 
 
 def test_every_bit_of_a_manifest_counts(pristine, tmp_path):
@@ -197,6 +199,19 @@ def test_checkpoint_with_a_missing_file(pristine, tmp_path, name):
     assert checkpoint is not None
     assert checkpoint.step == 5
     assert [f"cannot read {folder / 'step-00000010' / name}: No such file" in problem for problem in problems] == [True]
+
+
+def test_a_damaged_checkpoint_does_not_outlive_the_resumed_run(pristine, tmp_path):
+    """Step 10 is damaged, the run goes on from 5 and stops at 7: the next resume takes 7, and pruning keeps it."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(pristine, folder)
+    (folder / "step-00000010" / "model.safetensors").write_bytes(b"")
+    _save(folder, 7)
+    prune_checkpoints(folder, keep_last=1)
+    assert [path.name for path in folder.iterdir()] == ["step-00000007"]
+    checkpoint, problems = load_latest(folder)
+    assert checkpoint is not None
+    assert (checkpoint.step, problems) == (7, [])
 
 
 def test_all_checkpoints_damaged_is_none_and_all_are_named(pristine, tmp_path):

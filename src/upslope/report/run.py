@@ -88,16 +88,16 @@ class Run:
         self._samples.close()
         self._lock.release()
 
-    def log(self, kind: str, *, step: int, **values: Any) -> None:
+    def log(self, kind: str, /, *, step: int, **values: Any) -> None:
         """Append one event with its wall time (seconds since 1970) to events.jsonl.
 
         Kind "train" is one training step; other kinds ("evaluate", "checkpoint", ...) are free. Tensors and NumPy
         scalars are converted; NaN and infinities are kept (see `jsonl.to_json`).
-        Raises: CheckpointError when the line cannot be written; RecordError for a value that has no JSON, or for one
-        named "time".
+        Raises: CheckpointError when the line cannot be written; RecordError for a value that has no JSON, or one named
+        "time" or "kind".
         """
-        if "time" in values:
-            raise RecordError("an event's own wall time is called `time`: give the logged value another name")
+        if taken := values.keys() & {"time", "kind"}:
+            raise RecordError(f"every event has a {taken.pop()!r} of its own: give the logged value another name")
         self._events.append({"time": time.time(), "kind": kind, "step": step, **values})
 
     def log_resume(self, step: int) -> None:

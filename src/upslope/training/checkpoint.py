@@ -59,7 +59,8 @@ def save_checkpoint(
     views come back contiguous. state is JSON (its floats, NaN included, return exactly) and goes to `state.json`;
     `manifest.json` holds every file's size and SHA-256. The files are written to a temporary sibling folder, flushed
     to the disk, and the folder is renamed, so that a crash at any moment leaves a whole checkpoint or none. A
-    checkpoint of the same step is replaced.
+    checkpoint of the same step is replaced; those of later steps are removed: they are damaged, or of a course that
+    was left when the run was resumed from an earlier step, and must not be what the next resume finds.
     Raises: CheckpointError naming the file that could not be written; earlier checkpoints are untouched.
     """
     final = folder / f"step-{step:08d}"
@@ -77,6 +78,9 @@ def save_checkpoint(
             remove_checkpoint(final)
             temporary.rename(final)
             _flush(folder)
+            for later in list_checkpoints(folder):
+                if later.name > final.name:
+                    remove_checkpoint(later)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
