@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from upslope.errors import UpslopeError as UpslopeError
+    from upslope.evaluation.evaluate import evaluate as evaluate
     from upslope.recipe import Recipe as Recipe
     from upslope.records import Batch as Batch
     from upslope.records import Prompt as Prompt
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "errors": ("UpslopeError",),
+    "evaluation.evaluate": ("evaluate",),
     "recipe": ("Recipe",),
     "records": ("Batch", "Prompt", "Rollout", "Scores", "collate", "pack", "unpack"),
     "report.run": ("Run",),

@@ -15,8 +15,17 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic import ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from upslope.errors import RecipeError
 from upslope.presets import PRESETS
@@ -70,7 +79,7 @@ class TaskSettings(_Section):
 
 
 class RewardSettings(_Section):
-    """How rewards are computed. Functions given here (names, or tables with a weight and options) replace the task's."""
+    """How rewards are computed. Functions given here (names, or tables with weight and options) replace the task's."""
 
     functions: tuple[str | dict[str, Any], ...] = ()
     timeout_s: PositiveFloat = 30.0
@@ -144,7 +153,10 @@ class AlgorithmSettings(_Section):
             )
         if self.surrogate.startswith("sequence") and self.credit != "row_return":
             raise ValueError(f"surrogate is {self.surrogate!r}, which needs credit = 'row_return', not {self.credit!r}")
-        if self.surrogate in ("clip", "sequence_clip", "sequence_clip_token") and None in (self.clip_low, self.clip_high):
+        if self.surrogate in ("clip", "sequence_clip", "sequence_clip_token") and None in (
+            self.clip_low,
+            self.clip_high,
+        ):
             raise ValueError(f"surrogate is {self.surrogate!r}, which needs clip_low and clip_high")
         if self.surrogate == "cispo" and self.clip_high is None:
             raise ValueError("surrogate is 'cispo', which needs clip_high")
@@ -244,7 +256,9 @@ class Recipe(_Section):
     def _agree(self) -> Self:
         prompts, pieces = self.training.prompts_per_step, self.algorithm.minibatches
         if self.method == "policy_gradient" and prompts % pieces:
-            raise ValueError(f"training.prompts_per_step is {prompts}, which algorithm.minibatches = {pieces} must divide")
+            raise ValueError(
+                f"training.prompts_per_step is {prompts}, which algorithm.minibatches = {pieces} must divide"
+            )
         if self.evaluation.patience is not None and self.evaluation.every_steps is None:
             raise ValueError("evaluation.patience is set, so evaluation.every_steps must be set as well")
         if self.sampling.top_p is not None and self.sampling.top_p > 1:

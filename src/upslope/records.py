@@ -1,4 +1,4 @@
-"""The records that flow: Prompt -> Rollout -> Batch -> Scores. All frozen; a batch holds actions only, packed end to end."""
+"""The records that flow: Prompt -> Rollout -> Batch -> Scores. All frozen; a batch holds actions only, packed."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Batch:
         return dataclasses.replace(self, **changes)
 
     def _map(self, function: Callable[[str, Tensor], Tensor]) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return Batch(**{name: None if value is None else function(name, value) for name, value in values.items()})
 
     def to(self, device: torch.device | str) -> Batch:
@@ -178,11 +178,11 @@ class Batch:
         """
         if not batches:
             raise RecordError("there is no batch to concatenate")
-        merged: dict[str, Tensor | None] = {}
+        merged: dict[str, Any] = {}
         for f in dataclasses.fields(Batch):
             parts = [getattr(batch, f.name) for batch in batches]
             merged[f.name] = None if any(part is None for part in parts) else torch.cat(parts)
-        return Batch(**merged)  # type: ignore[arg-type]
+        return Batch(**merged)
 
     def split_rows(self, packed: Tensor) -> list[Tensor]:
         """A per-action tensor [M] cut into one tensor a row."""

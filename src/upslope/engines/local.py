@@ -12,6 +12,7 @@ from torch import Tensor
 from upslope.engines.sampling import row_keys, sample_tokens
 from upslope.errors import ModelError
 from upslope.policies.causal import CausalPolicy
+from upslope.policies.policy import Policy
 from upslope.policies.sampling import Sampling, warp
 from upslope.records import Prompt, Rollout, StopReason
 
@@ -41,8 +42,13 @@ class LocalEngine:
         self.version = 0
         self._policy: CausalPolicy | None = None
 
-    def load(self, policy: CausalPolicy, *, version: int) -> None:
-        """Sample from this policy from now on, and stamp rollouts with the version."""
+    def load(self, policy: Policy, *, version: int) -> None:
+        """Sample from this policy from now on, and stamp rollouts with the version.
+
+        Raises: ModelError when the policy is not a causal one.
+        """
+        if not isinstance(policy, CausalPolicy):
+            raise ModelError(f"the local engine samples from causal policies, not from a {type(policy).__name__}")
         self._policy, self.version = policy, version
 
     def sample(self, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int) -> list[Rollout]:

@@ -53,4 +53,3 @@ def _mix(bits: Tensor) -> Tensor:
 def _signed(value: int) -> int:
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >= 1 << 63 else value
-

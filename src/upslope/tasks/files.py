@@ -15,7 +15,7 @@ from upslope.tasks.task import Reward, Task
 def from_file(
     path: str | Path,
     *,
-    reward: Reward | Sequence[Reward],
+    reward: Reward | Sequence[Reward] = (),
     prompt: str = "prompt",
     metric: Reward | None = None,
     eval: str | Path | None = None,

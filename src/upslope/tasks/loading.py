@@ -118,7 +118,7 @@ def _load_term(spec: Spec) -> RewardTerm:
         return spec
     if callable(spec):
         return RewardTerm(spec)
-    table: dict[str, Any] = {"function": spec} if isinstance(spec, str) else dict(spec)
+    table: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {"function": spec}
     name = table.pop("function", None)
     if not isinstance(name, str):
         raise RecipeError(f"reward {spec!r} needs a function: a name such as 'correct' or package.module:name")

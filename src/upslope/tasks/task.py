@@ -21,7 +21,8 @@ class Task:
 
     prompts and eval_prompts may be given as prompts, strings, chats or records with a `prompt` column. chat=True
     turns strings into chats of one user message and system puts a system message first; a Prompt stays as it is.
-    reward is a function, a RewardTerm, or several of them; a row's reward is their weighted sum. metric is a function
+    reward is a function, a RewardTerm, or several of them; a row's reward is their weighted sum (none is
+    needed for supervised training). metric is a function
     of the same two shapes; the reward sum where None. After scoring with `terms`, a row's metric is
     `rollout.metrics[task.metric_name]`. skipped counts data lines left out, by reason.
 
@@ -30,7 +31,7 @@ class Task:
     """
 
     prompts: Sequence[Any]
-    reward: Reward | Sequence[Reward]
+    reward: Reward | Sequence[Reward] = ()
     metric: Reward | None = None
     eval_prompts: Sequence[Any] = ()
     name: str = "task"
@@ -67,7 +68,8 @@ def _with_metric(terms: list[RewardTerm], metric: Reward | None) -> tuple[tuple[
     for term in terms:
         if term.function is function:
             return tuple(terms), term.name
-    name = metric.name if isinstance(metric, RewardTerm) else "metric"
+    taken = {term.name for term in terms}
+    name = metric.name if isinstance(metric, RewardTerm) and metric.name not in taken else "metric"
     return (*terms, RewardTerm(function, 0.0, name)), name
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from upslope.engines.local import LocalEngine
@@ -20,7 +22,7 @@ from upslope.report.trackers import Tracker, open_trackers
 from upslope.rewards import Scorer
 from upslope.tasks import Task, load_task, load_terms
 from upslope.training import policy_gradient, supervised
-from upslope.training.checkpoint import load_latest
+from upslope.training.checkpoint import Checkpoint, load_latest
 from upslope.training.interrupts import Interrupted, Interrupts
 from upslope.training.optimizer import make_optimizer
 from upslope.training.session import Session, TrainState
@@ -97,9 +99,15 @@ def launch(
     run = resumed or Run.create(recipe.run.folder or _fresh_folder(recipe), recipe.to_toml())
     loop = policy_gradient.train if recipe.method == "policy_gradient" else supervised.train
     with run, ExitStack() as stack:
-        session = _session(recipe, run, task, trackers, stack)
-        if resumed is not None:
-            _restore(session, task)
+        checkpoint = _newest_checkpoint(run) if resumed is not None else None
+        step = None if checkpoint is None else checkpoint.step
+        own = open_trackers(recipe.run.trackers, run.folder, recipe.model_dump(), resume_step=step)
+        for tracker in own:
+            stack.callback(tracker.close)
+        session = _session(recipe, run, task, [*own, *trackers], stack)
+        if checkpoint is not None:
+            session.restore(checkpoint)
+            run.log_resume(checkpoint.step)
         return _guarded(session, loop)
 
 
@@ -117,7 +125,7 @@ def _guarded(session: Session, loop: Callable[[Session], None]) -> Run:
 
 def _session(recipe: Recipe, run: Run, task: Task, trackers: Sequence[Tracker], stack: ExitStack) -> Session:
     settings = recipe.model
-    torch.manual_seed(recipe.training.seed)
+    _seed_everything(recipe.training.seed)
     policy = load_policy(
         settings.name,
         critic=settings.critic if recipe.algorithm.needs_critic and recipe.method == "policy_gradient" else None,
@@ -133,9 +141,6 @@ def _session(recipe: Recipe, run: Run, task: Task, trackers: Sequence[Tracker], 
     if recipe.method == "policy_gradient" or recipe.evaluation.every_steps:
         reward = recipe.reward
         scorer = stack.enter_context(Scorer(task.terms, timeout_s=reward.timeout_s, isolation=reward.isolation))
-    own = open_trackers(recipe.run.trackers, run.folder, recipe.model_dump(), resume_step=None)
-    for tracker in own:
-        stack.callback(tracker.close)
     sampling = recipe.sampling
     return Session(
         recipe=recipe,
@@ -152,23 +157,29 @@ def _session(recipe: Recipe, run: Run, task: Task, trackers: Sequence[Tracker], 
             max_new_tokens=sampling.max_new_tokens,
             stop=sampling.stop,
         ),
-        trackers=[*own, *trackers],
+        trackers=trackers,
         interrupts=stack.enter_context(Interrupts()),
         state=TrainState(kl_coef=recipe.algorithm.kl_coef),
     )
 
 
-def _restore(session: Session, task: Task) -> None:
-    checkpoint, problems = load_latest(session.run.checkpoints_path)
+def _seed_everything(seed: int) -> None:
+    """Seed the global generators: dropout and a user's own code draw from them; upslope's own draws do not."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _newest_checkpoint(run: Run) -> Checkpoint:
+    checkpoint, problems = load_latest(run.checkpoints_path)
     for problem in problems:
-        session.run.log("damaged_checkpoint", step=session.state.step, problem=problem)
+        run.log("damaged_checkpoint", step=0 if checkpoint is None else checkpoint.step, problem=problem)
     if checkpoint is None:
         raise CheckpointError(
-            f"{session.run.folder} has no intact checkpoint to resume from; start it again with `upslope train`"
+            f"{run.folder} has no intact checkpoint to resume from; start it again with `upslope train`"
             + (f" ({problems[0]})" if problems else "")
         )
-    session.restore(checkpoint)
-    session.run.log_resume(session.state.step)
+    return checkpoint
 
 
 def _task(recipe: Recipe) -> Task:
@@ -181,7 +192,9 @@ def _with_rewards(task: Task, recipe: Recipe) -> Task:
     """The task with the recipe's reward functions in place of its own, where the recipe gives any."""
     if not recipe.reward.functions:
         return task
-    metric = next(term for term in task.terms if term.name == task.metric_name) if task.metric_name != "reward" else None
+    metric = (
+        next(term for term in task.terms if term.name == task.metric_name) if task.metric_name != "reward" else None
+    )
     return Task(
         prompts=task.prompts,
         reward=load_terms(recipe.reward.functions),

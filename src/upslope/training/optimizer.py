@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from upslope.recipe import OptimizerSettings
 from upslope.training.schedule import learning_rate_factor
@@ -16,7 +16,9 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
     """AdamW in three groups: weights; norms and biases, without decay; the critic, at its own learning rate."""
-    weights, plain, critic = [], [], []
+    weights: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    critic: list[nn.Parameter] = []
     for name, parameter in trainable(module).items():
         if is_critic(name):
             critic.append(parameter)
@@ -67,8 +69,3 @@ def apply_gradients(module: nn.Module, optimizer: torch.optim.Optimizer, *, max_
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(norms[0]) if finite else None
-
-
-def clone_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Detached copies of the trainable parameters."""
-    return {name: parameter.detach().clone() for name, parameter in trainable(module).items()}

@@ -121,9 +121,7 @@ def charge_kl(session: Session, batch: Batch, coef: float) -> tuple[Batch, dict[
 def optimise(session: Session, batch: Batch, state: TrainState) -> dict[str, float | str]:
     """All optimiser steps of one batch; means of what they report, and the gap between engine and trainer."""
     recipe, settings = session.recipe, session.recipe.algorithm
-    lr = set_learning_rate(
-        session.optimizer, recipe.optimizer, step=state.step, total_steps=recipe.training.steps
-    )
+    lr = set_learning_rate(session.optimizer, recipe.optimizer, step=state.step, total_steps=recipe.training.steps)
     reports: list[UpdateReport] = []
     gap: dict[str, float] = {} if batch.old_logprobs is None else _gap(batch.old_logprobs, batch.engine_logprobs)
     for piece in _minibatches(session, batch, state.step):
@@ -218,4 +216,3 @@ def _log_samples(session: Session, rollouts: tuple[Rollout, ...], batch: Batch) 
     }
     extras = {name: batch.split_rows(packed.cpu()) for name, packed in per_action.items() if packed is not None}
     session.log_samples(session.state.step + 1, rollouts, extras)
-

@@ -47,8 +47,8 @@ def policy_loss(
 ) -> Terms:
     """surrogate + value_coef * value loss - entropy_coef * entropy + kl_coef * KL, for one micro-batch.
 
-    weights [M] and denominator count over the whole optimiser step; num_actions is its number of actions, over which the
-    value loss and the entropy bonus are means.
+    weights [M] and denominator count over the whole optimiser step; num_actions is its number of actions, over which
+    the value loss and the entropy bonus are means.
     """
     weights = weights.to(scores.logprobs)
     old = scores.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
@@ -156,7 +156,7 @@ def accumulate(
     sums: dict[str, float] = {}
     for rows in policy.micro_batches(batch, max_tokens=max_tokens):
         terms = terms_of(batch.select(rows), torch.cat([action_rows[row] for row in rows.tolist()]))
-        terms.loss.backward()  # type: ignore[no-untyped-call]
+        terms.loss.backward()
         for name, value in terms.parts.items():
             sums[name] = sums.get(name, 0.0) + value
     return sums

@@ -1,0 +1,59 @@
+"""`upslope generate MODEL PROMPT`: see what a model writes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="A run folder, a model folder, a hub id or an embedded name.")],
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; read from standard input when left out.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message in front.")] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Continue the text as it is, without a chat template.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    samples: Annotated[int, typer.Option(min=1, help="How many continuations.")] = 1,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Write continuations of a prompt."""
+    from upslope.engines.local import LocalEngine
+    from upslope.policies.loading import load_policy
+    from upslope.policies.sampling import Sampling
+    from upslope.records import Message, Prompt
+
+    text = prompt if prompt is not None else sys.stdin.read()
+    policy = load_policy(
+        model_source(model),
+        critic=None,
+        keep_reference=False,
+        dtype="float32",
+        lora=None,
+        freeze=(),
+        gradient_checkpointing=False,
+        device="cpu",
+        seed=seed,
+    )
+    content: str | tuple[Message, ...] = text
+    if not plain and policy.tokenizer.chat_template is not None:
+        before = ({"role": "system", "content": system},) if system else ()
+        content = (*before, {"role": "user", "content": text})
+    engine = LocalEngine(max_rows=64)
+    engine.load(policy, version=0)
+    sampling = Sampling(temperature, None, None, max_new_tokens, ())
+    console = Console(highlight=False, soft_wrap=True)
+    encoded = policy.encode(Prompt(0, content))
+    for rollout in engine.sample([encoded], group_size=samples, sampling=sampling, seed=seed):
+        console.print(rollout.text, markup=False)
+
+
+def model_source(name: str) -> str:
+    """A run folder stands for the final model in it."""
+    inside = Path(name) / "model"
+    return str(inside) if (inside / "config.json").exists() else name

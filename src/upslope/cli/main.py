@@ -1,0 +1,56 @@
+"""`upslope`: every command, and how errors and interrupts are shown."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from upslope import __version__
+from upslope.cli import evaluate, fetch, generate, presets, quickstart, resume, train
+from upslope.errors import UpslopeError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Reinforcement learning for language models, from a laptop to a cluster.",
+)
+app.command()(quickstart.quickstart)
+app.command()(train.train)
+app.command()(resume.resume)
+app.command()(generate.generate)
+app.command()(evaluate.evaluate)
+app.command()(presets.presets)
+app.command()(fetch.fetch)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"upslope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Reinforcement learning for language models, from a laptop to a cluster."""
+
+
+def run() -> None:
+    """The entry point: a user's error is one sentence and exit status 2; an interrupt says how to go on, status 130."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        app()
+    except UpslopeError as error:
+        errors.print("error:", style="bold red", end=" ")
+        errors.print(str(error), markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt as interrupt:
+        errors.print(str(interrupt) or "stopped", markup=False)
+        sys.exit(130)

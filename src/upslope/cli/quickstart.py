@@ -1,0 +1,94 @@
+"""`upslope quickstart`: a real model learns a real task on a laptop's CPU, in minutes."""
+
+from __future__ import annotations
+
+import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from upslope.cli.progress import LiveProgress
+
+if TYPE_CHECKING:
+    from upslope.evaluation.intervals import Interval
+    from upslope.report.run import Run
+
+
+def quickstart(
+    folder: Annotated[Path | None, typer.Option(help="The run folder; a dated one under runs/ by default.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Override a setting; may be repeated.")
+    ] = None,
+) -> None:
+    """Train SmolLM2-135M-Instruct with PPO on two-digit sums, and measure it before and after."""
+    import tomllib
+
+    from upslope.policies.loading import load_source
+    from upslope.recipe import Recipe, parse_override
+    from upslope.training.launch import launch
+
+    console = Console()
+    values = tomllib.loads(files("upslope.cli").joinpath("quickstart.toml").read_text(encoding="utf-8"))
+    overrides = dict(parse_override(text) for text in settings or [])
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    values["run"]["folder"] = str(folder or Path("runs") / f"quickstart-{stamp}")
+    recipe = Recipe.resolve(values, overrides)
+    with console.status(f"fetching {recipe.model.name} (once)"):
+        load_source(recipe.model.name)
+    console.print(
+        f"training {recipe.model.name} by {recipe.algorithm.preset} on {recipe.task.name}, "
+        f"at most {recipe.training.steps} steps",
+        highlight=False,
+    )
+    progress = LiveProgress(console, total_steps=recipe.training.steps, max_train_s=recipe.training.max_train_s)
+    try:
+        run = launch(recipe, trackers=[progress])
+    finally:
+        progress.close()
+    report(console, run)
+
+
+def report(console: Console, run: Run) -> None:
+    """The table of before and after, where things lie, what to try next, and one line for scripts."""
+    from upslope.evaluation.intervals import mean_interval, paired_gain
+
+    first, last = _evaluations(run)
+    common = sorted(first["values"].keys() & last["values"].keys())
+    before, after = ([event["values"][prompt] for prompt in common] for event in (first, last))
+    gain = paired_gain(before, after)
+    table = Table("held-out prompts", "metric", "95% interval", box=None, pad_edge=False)
+    for name, interval in (("before", mean_interval(before)), ("after", mean_interval(after)), ("gain", gain)):
+        table.add_row(
+            f"{name} ({len(common)})", f"{interval.estimate:.3f}", f"[{interval.low:.3f}, {interval.high:.3f}]"
+        )
+    console.print()
+    console.print(table)
+    console.print(f"\nThe run lies in {run.folder}. Try next:", highlight=False)
+    for command in _next_commands(run):
+        console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+    console.print(_summary(run, before, after, gain), highlight=False, markup=False, soft_wrap=True)
+
+
+def _evaluations(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    events = list(run.events("evaluate"))
+    return events[0], events[-1]
+
+
+def _next_commands(run: Run) -> list[str]:
+    return [
+        f"upslope generate {run.folder} '48 + 27' --system 'Answer with the number only.'",
+        f"upslope evaluate {run.folder} --set seed=1",
+        f"tensorboard --logdir {run.folder}/tensorboard",
+    ]
+
+
+def _summary(run: Run, before: list[float], after: list[float], gain: Interval) -> str:
+    train_s = next(event["train_s"] for event in run.events("finished"))
+    return (
+        f"quickstart: before={sum(before) / len(before):.2f} after={sum(after) / len(after):.2f} "
+        f"gain={gain.estimate:.2f} ci=[{gain.low:.2f}, {gain.high:.2f}] train_s={train_s:.0f}"
+    )

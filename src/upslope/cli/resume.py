@@ -1,0 +1,34 @@
+"""`upslope resume RUN`: go on where a run stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from upslope.cli.progress import LiveProgress
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, training.steps say.")
+    ] = None,
+) -> None:
+    """Continue a run from its newest intact checkpoint, bit for bit as if it had never stopped."""
+    from upslope.recipe import Recipe, parse_override
+    from upslope.report.run import Run
+    from upslope.training.launch import resume as continue_run
+
+    overrides = dict(parse_override(text) for text in settings or [])
+    opened = Run.open(run)
+    training = Recipe.load(opened.recipe_path, overrides).training
+    console = Console()
+    progress = LiveProgress(console, total_steps=training.steps, max_train_s=training.max_train_s)
+    try:
+        finished = continue_run(opened, trackers=[progress], overrides=overrides)
+    finally:
+        progress.close()
+    console.print(f"finished: {finished.folder}", highlight=False)
