@@ -148,7 +148,8 @@ class Batch:
 
     def _map(self, function: Callable[[str, Tensor], Tensor]) -> Batch:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Batch(**{name: None if value is None else function(name, value) for name, value in values.items()})
+        mapped: dict[str, Any] = {name: v if v is None else function(name, v) for name, v in values.items()}
+        return Batch(**mapped)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

@@ -102,8 +102,10 @@ def test_files_that_are_not_there_or_not_readable(tmp_path):
     (tmp_path / "data.xlsx").write_bytes(b"x")
     with pytest.raises(DataError, match=r"'\.xlsx' cannot be read; convert it"):
         read_prompts(tmp_path / "data.xlsx")
-    with pytest.raises(DataError, match="save_to_disk"):
-        read_prompts(tmp_path)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    with pytest.raises(DataError, match=r"damaged folder of datasets\.save_to_disk"):
+        read_prompts(tmp_path / "saved")
 
 
 def test_missing_column_names_those_there_are(tmp_path):

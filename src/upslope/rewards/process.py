@@ -132,10 +132,12 @@ class WorkerProcess:
         assert self._socket is not None
         assert self._process is not None
         deadline = time.monotonic() + timeout_s
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
         while True:
             dead = self._process.poll() is not None
             wait_s = 0.0 if dead else max(0.0, min(0.05, deadline - time.monotonic()))
-            if select.select([self._socket], [], [], wait_s)[0]:
+            if poll.poll(1000 * wait_s):
                 break
             if dead:
                 raise _LostError(self._death())

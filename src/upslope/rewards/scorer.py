@@ -109,6 +109,7 @@ class Scorer:
             return rollout.replace(rewards=(), failure="empty")
         rewards = [0.0] * len(rollout.actions)
         metrics = dict(rollout.metrics)
+        only_measures = not any(term.weight for term in self.terms)
         applies = False
         for term in self.terms:
             outcome = outcomes[term.name]
@@ -118,7 +119,7 @@ class Scorer:
                 return rollout.replace(rewards=(), failure=f"{term.name}: {failure}", metrics=metrics)
             metrics |= outcome.metrics
             if outcome.value is not None:
-                applies = applies or term.weight != 0
+                applies = applies or term.weight != 0 or only_measures
                 metrics[term.name] = _add(rewards, term.weight, outcome.value)
         total = math.fsum(rewards)
         if not applies or not abs(total) <= _LARGEST:

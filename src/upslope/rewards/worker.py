@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 import pickle
-import resource
 import signal
 import socket
 import struct
@@ -93,6 +92,8 @@ def _limit_memory(extra_bytes: int | None) -> None:
     status = Path("/proc/self/status")
     if extra_bytes is None or not status.exists():
         return
+    import resource  # not on Windows
+
     used = next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmData"))
     resource.setrlimit(resource.RLIMIT_DATA, (used + extra_bytes, used + extra_bytes))
 

@@ -39,7 +39,8 @@ def read_prompts(
     """Prompts of a data file, and the number of records skipped by reason (none when strict).
 
     source is a .jsonl (.json, .ndjson: one object a line), .csv, .tsv or .parquet file, a folder written by
-    `datasets.save_to_disk`, or the name of a dataset on the Hugging Face hub (split applies to the last two). prompt
+    `datasets.save_to_disk` or one `datasets.load_dataset` understands, or the name of a dataset on the Hugging Face
+    hub (split applies to folders and hub). prompt
     and completion name the columns; text makes plain prompts, lists of role and content make chats; `messages` is
     read where there is no prompt column. rename maps column names of the file to those the reward wants. chat and
     system are as in `Task`. Ids are first_id + place in the file, skipped records included, so mending one line
@@ -205,10 +206,13 @@ def _parquet_records(path: Path) -> Iterator[Record]:
 
 def _dataset_records(path: Path, split: str) -> Iterator[Record]:
     datasets = _import_datasets()
+    if not any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+        yield from _hub_records(str(path), split)  # a folder of data files
+        return
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:
-        raise DataError(f"{path}: is not a folder written by datasets.save_to_disk ({error})") from error
+        raise DataError(f"{path}: is a damaged folder of datasets.save_to_disk ({error}); save it again") from error
     yield from enumerate(_pick_split(loaded, split, path), start=1)
 
 
@@ -217,7 +221,9 @@ def _hub_records(name: str, split: str) -> Iterator[Record]:
     try:
         loaded = datasets.load_dataset(name, split=split)
     except Exception as error:
-        raise DataError(f"{name}: is neither a file here nor a dataset the hub gives us ({error})") from error
+        raise DataError(
+            f"{name}: is neither a file here nor a dataset that datasets.load_dataset gives ({error})"
+        ) from error
     yield from enumerate(loaded, start=1)
 
 
