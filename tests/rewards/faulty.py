@@ -35,7 +35,14 @@ def misbehave(fault):
             sys.stdout.write("x" * 10_000_000)
             sys.stdout.flush()
         case "fork":
-            os.fork()
+            os.fork()  # both come back
+        case "fork that stays":
+            if os.fork() == 0:
+                time.sleep(1000)
+        case "fork, then dies":
+            if os.fork() == 0:
+                time.sleep(1000)
+            os._exit(8)
         case "thread":
             threading.Thread(target=time.sleep, args=(1000,)).start()
         case "slow":
