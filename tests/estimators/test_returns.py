@@ -271,6 +271,7 @@ def test_estimators_keep_float64_and_lift_half_precision_to_float32():
         ({"values": torch.zeros(3)}, r"values has shape \(3,\).*\(4,\)"),
         ({"bootstrap": torch.zeros(1)}, r"bootstrap has shape \(1,\).*\(2,\)"),
         ({"num_actions": torch.tensor([4, 0])}, r"row 1 has no action"),
+        ({"num_actions": torch.zeros(0, dtype=torch.int64)}, r"no rows"),
     ],
 )
 def test_contradictory_input_is_refused_by_name_and_row(change, message):

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from upslope.estimators import (
     batch_mean,
@@ -27,6 +28,7 @@ from upslope.estimators import (
 from upslope.evaluation.oracle import (
     action_rewards,
     enumerate_sequences,
+    language_model_logits,
     num_prefixes,
     policy_gradient,
     score_rewards,
@@ -79,6 +81,31 @@ def test_every_surrogate_gradient_on_policy_is_the_policy_gradient(tree, baselin
     (expected,) = policy_gradient(exact, [table])
     for loss in losses.values():
         assert_close(-grad(loss, table), expected, **TOLERANCE)
+
+
+GPT2 = GPT2Config(vocab_size=12, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=9)
+LLAMA = LlamaConfig(
+    vocab_size=12, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, eos_token_id=9
+)
+
+
+@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_surrogate_gradient_is_the_policy_gradient_of_a_language_model(config):
+    """CHECKS 24: in every parameter of a tiny language model restricted to three tokens, whatever the baseline."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).double().eval()
+    tree = enumerate_sequences(language_model_logits(model, (3, 1), (5, 7, 9)), horizon=3, end=2)
+    exact = solve(tree, score_rewards(tree, lambda sequence: float(sequence.count(1))), gamma=1.0)
+    advantages = tree.pack(exact.action_values).detach() - 0.3
+    logprobs = tree.pack(tree.logprobs)
+    scale = {"weights": tree.weights, "denominator": 1.0}
+    loss = clipped_surrogate(logprobs, logprobs.detach(), advantages, **PPO_CLIP, **scale)
+    parameters = list(model.parameters())
+    actual = torch.autograd.grad(-loss, parameters, retain_graph=True, materialize_grads=True)
+    expected = policy_gradient(exact, parameters)
+    for a, b in zip(actual, expected, strict=True):
+        assert_close(a, b, **TOLERANCE)
+    assert sum(b.norm() for b in expected) > 1e-3
 
 
 def row_score(tree):

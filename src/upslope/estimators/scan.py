@@ -97,6 +97,8 @@ def check_packed(num_actions: Tensor, *, actions: dict[str, Tensor], rows: dict[
 
     Raises: RecordError naming the tensor, and the row of the first value at fault.
     """
+    if not num_actions.numel():
+        raise RecordError("there are no rows to estimate from; every one of this batch was dropped before")
     if (num_actions < 1).any():
         row = int((num_actions < 1).nonzero()[0])
         raise RecordError(f"row {row} has no action; drop empty rows before estimating (collate does)")
