@@ -37,6 +37,11 @@ __all__ = [
 ]
 
 _FORMAT = 1
+_MENDS = {
+    "write": "make room or make it writable",
+    "read": "use the checkpoint before it",
+    "remove": "make its folder writable",
+}
 _STALE_AFTER_S = 3600.0  # for what another host left: its processes cannot be asked after
 
 
@@ -160,7 +165,7 @@ def _is_stale(path: Path) -> bool:
 def _manifest(folder: Path, step: int) -> str:
     files = {}
     for path in sorted(folder.iterdir()):
-        with _named(path, "read"):
+        with _named(path, "write"):
             files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
     manifest: dict[str, Any] = {"format": _FORMAT, "step": step, "files": files}
     return json.dumps({**manifest, "sha256": _own_digest(manifest)}, indent=1)
@@ -256,9 +261,8 @@ def _flush(path: Path) -> None:
 @contextmanager
 def _named(path: Path, action: str) -> Iterator[None]:
     """Turn errors of the file system and of safetensors into one that names the file."""
-    mend = "make room or make it writable" if action == "write" else "use the checkpoint before it"
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CheckpointError(f"cannot {action} {path}: {reason}; {mend}") from error
+        raise CheckpointError(f"cannot {action} {path}: {reason}; {_MENDS[action]}") from error
