@@ -42,7 +42,7 @@ def scorer(function, **settings):
 
 @pytest.fixture
 def survivors(monkeypatch, group_members):
-    """A function giving the ids of living processes of every worker this test started."""
+    """A function giving the ids of living processes of every worker this test started, once they had time to die."""
     groups = []
 
     class Recorded(subprocess.Popen):
@@ -51,7 +51,14 @@ def survivors(monkeypatch, group_members):
             groups.append(self.pid)
 
     monkeypatch.setattr(process.subprocess, "Popen", Recorded)
-    return lambda: [pid for group in groups for pid in group_members(group)]
+
+    def living():
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline and any(map(group_members, groups)):
+            time.sleep(0.02)
+        return [pid for group in groups for pid in group_members(group)]
+
+    return living
 
 
 def reason_of(fault):
@@ -66,14 +73,14 @@ def check_good(rollouts):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_row_fault_excludes_its_sample_only(fault, rollout, survivors, caplog):
+def test_row_fault_excludes_its_sample_only(fault, rollout, survivors, group_members, caplog):
     """CHECKS 40: the faulty row fails with its reason, its neighbours are scored, and so is the next batch."""
     with scorer(faulty.row) as scoring:
         before, bad, after = scoring.score([rollout("good"), rollout(fault), rollout("good")])
         assert bad.failure == reason_of(fault)
         assert bad.rewards == (() if FAULTS[fault] else (0.0, 0.0, 1.0))
         check_good([before, after, *scoring.score([rollout("good")] * 2)])
-        assert survivors()
+        assert group_members(scoring._worker._process.pid)
     assert survivors() == []
     assert bool(caplog.records) == (FAULTS[fault] not in (None, "no reward applies"))
 
