@@ -12,6 +12,8 @@ from upslope.rewards import overlong_penalty
 from upslope.training.seeds import data_order
 from upslope.training.session import Session
 
+EQUAL = "equal scores"
+
 
 @dataclass(frozen=True, slots=True)
 class Experience:
@@ -22,6 +24,11 @@ class Experience:
     position: int
     rollout_s: float
     reward_s: float
+
+    @property
+    def failed(self) -> bool:
+        """True when samples were dropped for any reason but equal scores, which only say that all is learned."""
+        return any(reason != EQUAL for reason in self.dropped)
 
 
 def gather(session: Session, *, step: int) -> Experience:
@@ -53,7 +60,7 @@ def gather(session: Session, *, step: int) -> Experience:
         dropped += Counter(rollout.failure for rollout in scored if rollout.failure)
         for members in _by_group(scored):
             if settings.dynamic_sampling and len({rollout.score for rollout in members}) == 1:
-                dropped["equal scores"] += len(members)
+                dropped[EQUAL] += len(members)
                 continue
             kept += [rollout.replace(group=groups) for rollout in members]
             groups += 1

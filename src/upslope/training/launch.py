@@ -123,7 +123,7 @@ def _guarded(session: Session, loop: Callable[[Session], None]) -> Run:
     return session.run
 
 
-def _session(recipe: Recipe, run: Run, task: Task, trackers: Sequence[Tracker], stack: ExitStack) -> Session:
+def _session(recipe: Recipe, run: Run, task: Task, trackers: list[Tracker], stack: ExitStack) -> Session:
     settings = recipe.model
     _seed_everything(recipe.training.seed)
     policy = load_policy(

@@ -32,7 +32,7 @@ def train(session: Session) -> None:
         if experience.rollouts:
             state, learned = learn(session, experience, state)
             metrics |= learned
-        else:
+        elif experience.failed:
             metrics |= {"skipped": 1, "problem": f"no sample was usable: {dict(experience.dropped)}"}
         state = dataclasses.replace(
             state,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +72,7 @@ class Session:
     scorer: Scorer | None
     optimizer: torch.optim.Optimizer
     sampling: Sampling
-    trackers: Sequence[Tracker]
+    trackers: list[Tracker]
     interrupts: Interrupts
     state: TrainState
     base: str = ""
@@ -115,14 +116,24 @@ class Session:
         self.state = state
         self.engine.load(self.policy, version=state.step)
         self.run.log("train", step=state.step, **metrics)
-        for tracker in self.trackers:
-            tracker.log(state.step, metrics)
+        self._track(state.step, metrics)
         if state.bad_steps >= self.recipe.training.max_bad_steps:
             self.run.log("diverged", step=state.step, bad_steps=state.bad_steps)
             raise DivergenceError(
                 f"{state.bad_steps} steps in a row could not be taken (training.max_bad_steps); the last problem: "
                 f"{metrics.get('problem', 'unknown')}"
             )
+
+    def _track(self, step: int, values: Mapping[str, Any]) -> None:
+        """Hand values to the trackers. One that fails is left out from then on, and said so: the run matters more."""
+        for tracker in list(self.trackers):
+            try:
+                tracker.log(step, values)
+            except Exception as error:
+                self.trackers.remove(tracker)
+                problem = f"{type(tracker).__name__} failed and is left out: {error}"
+                self.run.log("tracker_failed", step=step, problem=problem)
+                warnings.warn(problem, stacklevel=2)
 
     def log_samples(self, step: int, rollouts: Sequence[Rollout], extras: Mapping[str, Sequence[Any]]) -> None:
         """Keep the first few samples of a step in the run folder."""
@@ -166,8 +177,7 @@ class Session:
             evaluate_s=time.perf_counter() - started,
             values={str(prompt): value for prompt, value in measured.values.items()},
         )
-        for tracker in self.trackers:
-            tracker.log(state.step, {f"evaluate/{name}": value for name, value in values.items()})
+        self._track(state.step, {f"evaluate/{name}": value for name, value in values.items()})
         if better and self.recipe.run.checkpoint_every_steps and state.step:
             self.save()
 
