@@ -37,13 +37,14 @@ def train(
     algorithm: str | None = None,
     recipe: Recipe | None = None,
     run: str | Path | None = None,
-    trackers: Sequence[Tracker] = (),
+    trackers: Sequence[str | Tracker] | None = None,
     **settings: Any,
 ) -> Run:
     """Train a language model on a task; returns the run with its metrics, samples and final model.
 
     model: folder, hub id or embedded name. task: a Task, or a task's name. algorithm: a preset. run: the new run's
-    folder (a dated one under runs/ where not given). settings: any setting of the recipe by its own name where that is
+    folder (a dated one under runs/ where not given). trackers: names, and objects with log(step, values) and close();
+    TensorBoard where not given. settings: any setting of the recipe by its own name where that is
     unique, such as lr=2e-5, steps=50 or group_size=4, else as "section.name". recipe: a recipe to start from.
 
         run = upslope.train(model="smollm2-135m-instruct", task=task, algorithm="ppo", steps=50)
@@ -57,9 +58,11 @@ def train(
     for name, value in named.items():
         if value is not None:
             overrides[name] = IN_MEMORY if isinstance(value, Task) else str(value)
+    if trackers is not None:
+        overrides["run.trackers"] = [tracker for tracker in trackers if isinstance(tracker, str)]
     resolved = Recipe.resolve(_start(recipe, algorithm), overrides)
     given = task if isinstance(task, Task) else None
-    return launch(resolved, task=given, trackers=trackers)
+    return launch(resolved, task=given, trackers=[t for t in trackers or () if not isinstance(t, str)])
 
 
 def _start(recipe: Recipe | None, algorithm: str | None) -> dict[str, Any]:
@@ -201,6 +204,7 @@ def _with_rewards(task: Task, recipe: Recipe) -> Task:
         metric=metric,
         eval_prompts=task.eval_prompts,
         name=task.name,
+        skipped=task.skipped,
     )
 
 

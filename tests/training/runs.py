@@ -1,0 +1,87 @@
+"""Small real runs for the tests of resuming: as a module for its recipes, as a script for fresh processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import upslope
+
+STEPS = 6
+STOP_AFTER = 3
+
+COMMON = {
+    "steps": STEPS,
+    "prompts_per_step": 3,
+    "max_new_tokens": 6,
+    "warmup_steps": 2,
+    "schedule": "cosine",
+    "lr": 1e-3,
+    "samples_per_step": 1,
+    "checkpoint_every_steps": 2,
+    "isolation": "none",
+}
+CASES = {
+    "ppo": {
+        "model": "tiny-llama",
+        "algorithm": "ppo",
+        "group_size": 2,
+        "kl_target": 0.05,
+        "kl_horizon": 20.0,
+        "epochs": 2,
+        "minibatches": 3,
+        "critic": "separate",
+    },
+    "grpo": {"model": "tiny-gpt2", "algorithm": "grpo", "group_size": 4, "kl_target": 0.05, "kl_horizon": 20.0},
+    "reinforce": {"model": "tiny-llama", "algorithm": "reinforce", "every_steps": 2},
+    "supervised": {"model": "tiny-gpt2", "method": "supervised", "dropout": True},
+}
+
+
+def vowels(completion):
+    """Share of vowels, which random text varies in."""
+    return sum(letter in "aeiou" for letter in completion) / (1 + len(completion))
+
+
+def task():
+    prompts = [{"prompt": f"say {word}", "completion": word} for word in ("sea", "sky", "fog", "oak", "ice")]
+    return upslope.Task(prompts=prompts, reward=vowels, eval_prompts=["say oat", "say aid"])
+
+
+class StopAfter:
+    """A tracker that asks the run to stop once a step is done, as Ctrl-C would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def log(self, step, values):
+        if step == self.step and "step_s" in values:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def close(self):
+        pass
+
+
+def start(case, folder, trackers=()):
+    return upslope.train(task=task(), run=folder, trackers=list(trackers), **{**COMMON, **CASES[case]})
+
+
+def main(mode, root):
+    for case in CASES:
+        folder = Path(root) / case
+        if mode == "whole":
+            start(case, folder)
+        elif mode == "resume":
+            upslope.resume(folder, task=task())
+        else:
+            try:
+                start(case, folder, [StopAfter(STOP_AFTER)])
+            except KeyboardInterrupt:
+                continue
+            raise AssertionError("the run was not interrupted")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
