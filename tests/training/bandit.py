@@ -36,11 +36,12 @@ class Table(nn.Module):
 
 
 class TablePolicy:
-    """One state, one action a row; it satisfies policies.policy.Policy."""
+    """One state; one action a row, or as many as come before the action `stop`. It satisfies policies.policy.Policy."""
 
-    def __init__(self, arms=len(ARMS)):
+    def __init__(self, arms, stop=None):
         self.module = Table(arms)
         self.frozen = copy.deepcopy(self.module)
+        self.stop = stop
 
     def encode(self, prompt):
         return type(prompt)(prompt.id, prompt.content, prompt.columns, (0,))
@@ -78,14 +79,26 @@ class TableEngine:
         rows = [(g, p, s) for g, p in enumerate(prompts) for s in range(g * group_size, (g + 1) * group_size)]
         keys = row_keys(seed, torch.tensor([p.id for _, p, _ in rows]), torch.tensor([s for _, _, s in rows]))
         logits = warp(self.policy.module.logits.expand(len(rows), -1), sampling)
-        actions, logprobs = sample_tokens(logits, keys, 0)
-        return [
-            Rollout(p, g, s, (0, a), (a,), (0,), (lp,), str(a), "action", self.version)
-            for (g, p, s), a, lp in zip(rows, actions.tolist(), logprobs.tolist(), strict=True)
-        ]
+        length = 1 if self.policy.stop is None else sampling.max_new_tokens
+        drawn = [sample_tokens(logits, keys, position) for position in range(length)]
+        actions = torch.stack([tokens for tokens, _ in drawn], 1).tolist()
+        logprobs = torch.stack([logprobs for _, logprobs in drawn], 1).tolist()
+        return [self._rollout(*row, a, lp) for row, a, lp in zip(rows, actions, logprobs, strict=True)]
+
+    def _rollout(self, group, prompt, sample, actions, logprobs):
+        stop = self.policy.stop
+        ended = stop is None or stop in actions
+        count = actions.index(stop) + 1 if stop in actions else len(actions)
+        kept = tuple(actions[:count])
+        positions, text = tuple(range(count)), " ".join(map(str, kept))
+        reason = "action" if ended else "length"
+        tokens = (0, *kept)
+        return Rollout(
+            prompt, group, sample, tokens, kept, positions, tuple(logprobs[:count]), text, reason, self.version
+        )
 
 
-def bandit_session(folder, settings, *, reward=pull, arms=len(ARMS), stack):
+def bandit_session(folder, settings, *, reward=pull, arms=5, stop=None, stack):
     """A session of the real loop over the table."""
     base = {
         "sampling": {"max_new_tokens": 4},
@@ -95,7 +108,7 @@ def bandit_session(folder, settings, *, reward=pull, arms=len(ARMS), stack):
     }
     recipe = Recipe.resolve(base, settings)
     task = Task(prompts=["pull"], reward=RewardTerm(reward, name="arm"))
-    policy = TablePolicy(arms)
+    policy = TablePolicy(arms, stop)
     run = stack.enter_context(Run.create(folder, recipe.to_toml()))
     return Session(
         recipe=recipe,

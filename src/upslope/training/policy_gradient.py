@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from upslope import estimators, losses
+from upslope.errors import RecordError
 from upslope.estimators import AdaptiveKL, RunningMean
 from upslope.records import Batch, Rollout, collate
 from upslope.training.credit import assign_credit
@@ -30,7 +31,10 @@ def train(session: Session) -> None:
         metrics = describe(experience)
         state = dataclasses.replace(session.state, step=step, position=experience.position)
         if experience.rollouts:
-            state, learned = learn(session, experience, state)
+            try:
+                state, learned = learn(session, experience, state)
+            except RecordError as error:  # a non-finite log-probability, value or reward, found before any update
+                learned = {"skipped": 1, "problem": str(error)}
             metrics |= learned
         elif experience.failed:
             metrics |= {"skipped": 1, "problem": f"no sample was usable: {dict(experience.dropped)}"}
@@ -136,7 +140,8 @@ def optimise(session: Session, batch: Batch, state: TrainState) -> dict[str, flo
             max_grad_norm=recipe.optimizer.max_grad_norm,
         )
         reports.append(report)
-        gap = gap or _gap(report.logprobs, piece.engine_logprobs)
+        if not gap and not report.skipped:
+            gap = _gap(report.logprobs, piece.engine_logprobs)
         if settings.kl_stop is not None and report.values.get("policy_kl", 0.0) > settings.kl_stop:
             break
     skipped = sum(report.skipped for report in reports)

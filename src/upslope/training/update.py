@@ -195,9 +195,9 @@ def update(
 
     values = accumulate(policy, batch, max_tokens=micro_batch_tokens, terms_of=terms_of)
     norm = apply_gradients(policy.module, optimizer, max_norm=max_grad_norm)
-    if norm is not None:
-        values["grad_norm"] = norm
-    return UpdateReport(values | _drift(logprobs, batch, settings), logprobs, skipped=norm is None)
+    if norm is None:
+        return UpdateReport({}, logprobs, skipped=True)
+    return UpdateReport(values | {"grad_norm": norm} | _drift(logprobs, batch, settings), logprobs, skipped=False)
 
 
 def _drift(logprobs: Tensor, batch: Batch, settings: AlgorithmSettings) -> dict[str, float]:

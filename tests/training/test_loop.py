@@ -1,0 +1,274 @@
+"""The loop's promises: what it drops, skips, keeps and stops for."""
+
+from __future__ import annotations
+
+import math
+import threading
+from contextlib import ExitStack
+
+import pytest
+import torch
+from bandit import bandit_session, pull
+from runs import task, vowels
+
+import upslope
+from upslope.errors import CheckpointError, DivergenceError, RecipeError
+from upslope.policies.loading import load_model
+from upslope.training import policy_gradient
+from upslope.training.schedule import learning_rate_factor
+from upslope.training.seeds import data_order
+
+QUICK = {"prompts_per_step": 3, "max_new_tokens": 5, "isolation": "none", "trackers": [], "lr": 1e-2}
+
+
+@pytest.fixture
+def stack():
+    with ExitStack() as stack:
+        yield stack
+
+
+def train(tmp_path, **settings):
+    given = {"model": "tiny-llama", "task": task(), "algorithm": "grpo", "run": tmp_path / "run", "steps": 2}
+    return upslope.train(**{**given, **QUICK, **settings})
+
+
+@pytest.mark.parametrize("preset", ["rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo"])
+def test_constant_reward_changes_nothing(preset, tmp_path):
+    """CHECKS 37: group or leave-one-out baseline, no KL, entropy bonus or decay: the same weights, bit for bit."""
+    constant = upslope.Task(prompts=["a", "b", "c"], reward=lambda completion: 0.7)
+    quiet = {"kl": "off", "kl_coef": 0.0, "dynamic_sampling": False, "overlong": "keep", "seed": 3}
+    run = train(tmp_path, task=constant, algorithm=preset, **quiet)
+    torch.manual_seed(3)
+    before = load_model("tiny-llama", dtype=torch.float32)[0].state_dict()
+    after = run.load_model().state_dict()
+    assert run.history()[-1]["updates"] == 1
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_paying_reward_does_change_weights(tmp_path):
+    """The test above can fail."""
+    run = train(tmp_path, kl="off", kl_coef=0.0, seed=3)
+    torch.manual_seed(3)
+    before = load_model("tiny-llama", dtype=torch.float32)[0].state_dict()
+    assert any(not torch.equal(before[name], tensor) for name, tensor in run.load_model().state_dict().items())
+
+
+@pytest.mark.parametrize(("overlong", "grows"), [("keep", True), ("mask", False), ("penalty", False)])
+def test_truncation_cannot_be_farmed(overlong, grows, tmp_path, stack):
+    """CHECKS 36: where rows cut at eight actions pay, masking or the penalty keeps the length flat."""
+    session = bandit_session(
+        tmp_path / "run",
+        {
+            "algorithm.preset": "grpo",
+            "kl": "off",
+            "kl_coef": 0.0,
+            "overlong": overlong,
+            "overlong_buffer": 6,
+            "max_new_tokens": 8,
+            "lr": 0.05,
+        },
+        reward=lambda terminated, completion: 0.0 if terminated else 0.5,
+        arms=2,
+        stop=0,
+        stack=stack,
+    )
+    policy_gradient.train(session)
+    lengths = session.run.metrics["length"]
+    first, last = (sum(lengths[s] for s in steps) / 10 for steps in (range(1, 11), range(51, 61)))
+    assert (last > 2 * first) == grows
+    assert grows or last < 1.3 * first
+
+
+@pytest.mark.parametrize("where", ["reward", "logits", "gradient", "value"])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_nonfinite_numbers_reach_no_parameter(where, number, tmp_path, stack):
+    """Faults: five bad steps apart are counted and skipped, and the weights stay finite."""
+    bad_steps = {2, 5, 7, 11, 13}
+    session = bandit_session(tmp_path / "run", {"algorithm.preset": "ppo", "steps": 15}, stack=stack)
+    poison(session, where, number, lambda: session.state.step + 1 in bad_steps)
+    policy_gradient.train(session)
+    assert all(torch.isfinite(p).all() for p in session.policy.module.parameters())
+    troubled = {e["step"] for e in session.run.history() if e.get("skipped") or e["dropped"]}
+    assert troubled == bad_steps
+    assert all(e.get("problem") or e["dropped"] for e in session.run.history() if e["step"] in bad_steps)
+
+
+@pytest.mark.parametrize("where", ["reward", "logits", "gradient", "value"])
+def test_training_stops_after_bad_steps_in_a_row(where, tmp_path, stack):
+    """Faults: training.max_bad_steps = 3 stops the run with an error that names the problem."""
+    settings = {"algorithm.preset": "ppo", "steps": 15, "max_bad_steps": 3}
+    session = bandit_session(tmp_path / "run", settings, stack=stack)
+    poison(session, where, math.nan, lambda: session.state.step + 1 >= 4)
+    with pytest.raises(DivergenceError, match=r"3 steps in a row.*last problem: \w+"):
+        policy_gradient.train(session)
+    assert session.state.step == 6
+    assert all(torch.isfinite(p).all() for p in session.policy.module.parameters())
+
+
+def poison(session, where, number, now):
+    """Put a non-finite number in one place of the steps for which now() is true."""
+    if where == "reward":
+        terms = session.scorer.terms
+        object.__setattr__(terms[0], "function", lambda completion: number if now() else pull(completion))
+    elif where == "gradient":
+        session.policy.module.logits.register_hook(lambda grad: grad + number if now() else grad)
+    else:
+        score = session.policy.score
+        field = {"logits": "logprobs", "value": "values"}[where]
+
+        def poisoned(batch, **options):
+            scores = score(batch, **options)
+            if now() and getattr(scores, field) is not None:
+                object.__setattr__(scores, field, getattr(scores, field) + number)
+            return scores
+
+        session.policy.score = poisoned
+
+
+def test_failed_samples_leave_baseline_and_denominator(tmp_path, stack):
+    """CHECKS 31, 40: half the pulls fail; the step is that of the other half alone."""
+    settings = {"algorithm.preset": "dr_grpo", "group_size": 8, "steps": 1, "prompts_per_step": 4}
+
+    def fragile(completion):
+        return 1 / 0 if completion in "34" else pull(completion)
+
+    session = bandit_session(tmp_path / "run", settings, reward=fragile, stack=stack)
+    captured = []
+    session.optimizer.step = lambda: captured.append(session.policy.module.logits.grad[0].clone())
+    policy_gradient.train(session)
+    metrics = session.run.history()[0]
+    assert metrics["dropped"] == metrics["dropped/arm: raised ZeroDivisionError"] > 0
+    assert metrics["samples"] == 32 - metrics["dropped"]
+    rows = session.engine.sample(
+        session.encode(session.task.prompts * 4),
+        group_size=8,
+        sampling=session.sampling,
+        seed=session.seed("rollout", 1, 0),
+    )
+    scored = [row for row in rows if row.text not in "34"]
+    expected = torch.zeros(5)
+    for row in scored:
+        peers = [pull(other.text) for other in scored if other.group == row.group]
+        expected -= (pull(row.text) - sum(peers) / len(peers)) * (torch.eye(5)[row.actions[0]] - 0.2)
+    torch.testing.assert_close(captured[0], expected / (len(scored) * 4), rtol=0, atol=1e-6)
+
+
+def test_reward_worker_failures_off_the_main_thread(tmp_path):
+    """CHECKS 40: a reward that raises or hangs, trained from a thread, is counted and its sample excluded."""
+
+    def moody(completion):
+        if len(completion) % 3 == 0:
+            raise ValueError("no")
+        if completion and completion[0] in "abcdefghijklmABCDEFGHIJKLM":
+            import time
+
+            time.sleep(60)
+        return 1.0
+
+    moody_task = upslope.Task(prompts=["a", "b", "c"], reward=moody)
+    runs = []
+    settings = {"task": moody_task, "isolation": "process", "timeout_s": 0.5, "steps": 1, "max_new_tokens": 4}
+    thread = threading.Thread(target=lambda: runs.append(train(tmp_path, **settings)))
+    thread.start()
+    thread.join()
+    metrics = runs[0].history()[0]
+    reasons = {name for name in metrics if name.startswith("dropped/")}
+    assert reasons == {"dropped/moody: raised ValueError", "dropped/moody: timed out after 0.5 s"}
+    assert metrics["samples"] + metrics["dropped"] == 24
+    assert metrics["reward"] == 1.0
+
+
+def test_every_sample_failing_stops_the_run(tmp_path):
+    """A reward that never works is an error that names it, not a run of zeros."""
+
+    def broken(completion):
+        raise RuntimeError("the grader is down")
+
+    with pytest.raises(DivergenceError, match="broken: raised RuntimeError"):
+        train(tmp_path, task=upslope.Task(prompts=["a"], reward=broken), steps=50, max_bad_steps=2)
+
+
+def test_early_stopping_keeps_the_best_model(tmp_path):
+    """A metric that only falls stops the run after `patience` evaluations, and the best weights are exported."""
+    state = {"calls": 0}
+
+    def falling(completion):
+        return vowels(completion)
+
+    def metric(completion):
+        state["calls"] += 1
+        return 1.0 / state["calls"]
+
+    falling_task = upslope.Task(prompts=["a", "b", "c"], reward=falling, metric=metric, eval_prompts=["d"])
+    settings = {"steps": 50, "every_steps": 1, "patience": 2, "checkpoint_every_steps": 1, "keep_last": 1}
+    run = train(tmp_path, task=falling_task, **settings)
+    assert run.last_step == 2
+    assert next(run.events("finished"))["reason"] == "the metric has not risen for 2 evaluations"
+
+
+def test_dynamic_sampling_replaces_groups_of_equal_scores(tmp_path, stack):
+    """DAPO: a prompt whose samples all score the same is replaced; what was dropped is counted."""
+    settings = {"algorithm.preset": "dapo", "overlong": "keep", "group_size": 2, "steps": 1, "max_resamples": 8}
+    session = bandit_session(tmp_path / "run", {**settings, "prompts_per_step": 8}, stack=stack)
+    policy_gradient.train(session)
+    metrics = session.run.history()[0]
+    assert metrics["samples"] == 16
+    assert metrics["dropped"] == metrics["dropped/equal scores"] > 0
+    assert session.state.position == (16 + metrics["dropped"]) / 2
+
+
+def test_kl_stop_ends_the_epochs(tmp_path, stack):
+    settings = {"algorithm.preset": "ppo", "epochs": 20, "steps": 2, "kl_stop": 0.01, "lr": 0.2}
+    session = bandit_session(tmp_path / "run", settings, stack=stack)
+    policy_gradient.train(session)
+    assert 1 < session.run.history()[1]["updates"] < 20
+
+
+def test_resume_with_more_steps_and_without_a_checkpoint(tmp_path):
+    run = train(tmp_path, checkpoint_every_steps=1)
+    longer = upslope.resume(run, task=task(), overrides={"steps": 4})
+    assert sorted(longer.metrics["reward"]) == [1, 2, 3, 4]
+    bare = train(tmp_path / "bare", checkpoint_every_steps="none")
+    with pytest.raises(CheckpointError, match="no intact checkpoint to resume from"):
+        upslope.resume(bare, task=task())
+    with pytest.raises(RecipeError, match=r"upslope\.resume\(run, task=task\)"):
+        upslope.resume(run)
+
+
+def test_resume_refuses_another_base_model(tmp_path):
+    """CHECKS 20: after a resume the reference is still the base model, or there is no resume."""
+    run = train(tmp_path, checkpoint_every_steps=1)
+    with pytest.raises(CheckpointError, match="other weights"):
+        upslope.resume(run, task=task(), overrides={"seed": 9})  # tiny models are drawn from the seed
+
+
+def test_a_broken_tracker_is_left_out(tmp_path):
+    class Broken:
+        def log(self, step, values):
+            raise OSError("disk full")
+
+        def close(self):
+            pass
+
+    with pytest.warns(UserWarning, match="Broken failed and is left out: disk full"):
+        run = train(tmp_path, trackers=[Broken()])
+    assert run.last_step == 2
+    assert len(list(run.events("tracker_failed"))) == 1
+
+
+def test_learning_rate_schedule():
+    def factors(schedule):
+        settings = {"total_steps": 12, "warmup_steps": 2, "schedule": schedule, "final_fraction": 0.1}
+        return [learning_rate_factor(step, **settings) for step in range(1, 13)]
+
+    assert factors("constant") == pytest.approx([1 / 3, 2 / 3] + [1.0] * 10)
+    assert factors("linear")[2:] == pytest.approx([1 - 0.09 * i for i in range(1, 11)])
+    assert factors("cosine")[6] == pytest.approx(0.55)
+    assert factors("cosine")[-1] == pytest.approx(0.1)
+
+
+def test_data_order_is_shuffled_passes():
+    stream = data_order(3, position=0, count=20, size=10)
+    assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
+    assert stream[:10] != stream[10:]
+    assert data_order(3, position=7, count=9, size=10) == stream[7:16]
