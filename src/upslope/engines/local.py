@@ -66,10 +66,12 @@ class LocalEngine:
         self._check_context(policy, prompts, sampling)
         training = policy.module.training
         policy.module.eval()
-        with torch.inference_mode():
-            for start in range(0, len(rows), self.max_rows):
-                _generate(policy, rows[start : start + self.max_rows], sampling, seed)
-        policy.module.train(training)
+        try:
+            with torch.inference_mode():
+                for start in range(0, len(rows), self.max_rows):
+                    _generate(policy, rows[start : start + self.max_rows], sampling, seed)
+        finally:
+            policy.module.train(training)
         return [_finish(row, self.version) for row in rows]
 
     def _loaded(self) -> CausalPolicy:

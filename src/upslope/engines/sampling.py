@@ -39,7 +39,7 @@ def gumbel(keys: Tensor, count: int, *, stream: int) -> Tensor:
     """Standard Gumbel noise [B, count] in float32 for keys [B]; streams are independent."""
     counters = torch.arange(stream << 32, (stream << 32) + count, device=keys.device)
     bits = _mix(keys[:, None] + (counters + 1)[None] * _GOLDEN)
-    uniform = ((bits >> 11) & ((1 << 53) - 1)).double().add_(0.5).mul_(2.0**-53)
+    uniform = ((bits >> 11) & ((1 << 53) - 1)).double().add_(0.5).mul_(2.0**-53).clamp_(max=1 - 2.0**-53)
     return uniform.log_().neg_().log_().neg_().float()
 
 

@@ -77,6 +77,7 @@ class CausalPolicy:
             copy.deepcopy(self._base.base_model) if critic == "separate" else None,
         )
         self._reference = None if self._lora or not keep_reference else _frozen(copy.deepcopy(model))
+        self._checkpointing = False
         self._dropouts = _dropouts(self.module)
         self._set_dropout(False)
         self.module.eval()
@@ -182,17 +183,20 @@ class CausalPolicy:
             self._set_dropout(False)
             self.module.train(self._checkpointing)
 
-    @property
-    def _checkpointing(self) -> bool:
-        return bool(self._base.is_gradient_checkpointing)
-
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute layers in the backward pass; the module stays in train mode, with every dropout at zero."""
-        self._base.gradient_checkpointing_enable({"use_reentrant": False})
-        if self.module.critic is not None:
-            self.module.critic.gradient_checkpointing_enable({"use_reentrant": False})
+        """Recompute layers in the backward pass; the module stays in train mode, with every dropout at zero.
+
+        Raises: ModelError for an architecture that cannot.
+        """
+        try:
+            self._base.activation_checkpointing_enable()
+            if self.module.critic is not None:
+                self.module.critic.activation_checkpointing_enable()
+        except ValueError as error:
+            raise ModelError(f"{type(self._base).__name__} cannot recompute its layers: {error}") from error
         if self._lora:
             self._base.enable_input_require_grads()
+        self._checkpointing = True
         self.module.train()
 
     def freeze(self, patterns: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -188,4 +189,6 @@ def _with_lora(model: PreTrainedModel, settings: Mapping[str, Any]) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise DependencyError("peft", "lora") from error
-    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft reads a deprecated property, and says which way Conv1D lies
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))

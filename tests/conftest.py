@@ -1,0 +1,72 @@
+"""What every test stands on: no network, one thread, tiny models, and the folder of real data where there is one."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before Transformers is imported, which reads it once
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def _policy(
+    name, *, seed=0, critic=None, keep_reference=False, dtype="float32", lora=None, freeze=(), checkpoint=False
+):
+    from upslope.policies.loading import load_policy
+
+    return load_policy(
+        str(name),
+        critic=critic,
+        keep_reference=keep_reference,
+        dtype=dtype,
+        lora=lora,
+        freeze=freeze,
+        gradient_checkpointing=checkpoint,
+        device="cpu",
+        seed=seed,
+    )
+
+
+@pytest.fixture(scope="session")
+def make_policy():
+    """load_policy with every argument but the name left out at will."""
+    return _policy
+
+
+def _configured(name, *, seed=0, critic=None, keep_reference=False, **overrides):
+    from upslope.policies.causal import CausalPolicy
+    from upslope.policies.tiny import tiny_model
+
+    torch.manual_seed(seed)
+    model, tokenizer = tiny_model(name, **overrides)
+    return CausalPolicy(model, tokenizer, critic=critic, keep_reference=keep_reference)
+
+
+@pytest.fixture(scope="session")
+def configured_policy():
+    """A policy over a tiny model whose Transformers config takes the given settings (dropout, say)."""
+    return _configured
+
+
+def _sampling(temperature=1.0, top_k=None, top_p=None, max_new_tokens=12, stop=()):
+    from upslope.policies.sampling import Sampling
+
+    return Sampling(temperature, top_k, top_p, max_new_tokens, stop)
+
+
+@pytest.fixture(scope="session")
+def sampling():
+    """Sampling with every setting but those given left off."""
+    return _sampling
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """The folder of real models and data sets, from $UPSLOPE_DATA."""
+    if not os.environ.get("UPSLOPE_DATA"):
+        pytest.skip("UPSLOPE_DATA is not set: the folder that holds models/stories260k and data/")
+    return Path(os.environ["UPSLOPE_DATA"])
