@@ -30,7 +30,7 @@ def test_answers_are_right_and_held_out_pairs_are_disjoint(config):
     pairs = {"train": set(), "eval": set()}
     for part, prompts in (("train", task.prompts), ("eval", task.eval_prompts)):
         for prompt in prompts:
-            written = re.search(r"What is (\d+) ([-+*]) (\d+)\?", text(prompt))
+            written = re.fullmatch(r"(\d+) ([-+*]) (\d+)", text(prompt))
             assert str(eval(" ".join(written.groups()))) == prompt.columns["answer"]
             pairs[part].add((int(written[1]), int(written[3])))
     assert len(pairs["train"]) == len(task.prompts)

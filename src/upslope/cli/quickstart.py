@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import shutil
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,10 +82,19 @@ def _evaluations(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _next_commands(run: Run) -> list[str]:
     return [
-        f"upslope generate {run.folder} '48 + 27' --system 'Answer with the number only.'",
-        f"upslope evaluate {run.folder} --set seed=1",
-        f"tensorboard --logdir {run.folder}/tensorboard",
+        f"{_command('upslope')} generate {run.folder} '48 + 27' --system 'Answer with the number only.'",
+        f"{_command('upslope')} quickstart --set preset=grpo",
+        f"{_command('tensorboard')} --logdir {run.folder}/tensorboard",
     ]
+
+
+def _command(name: str) -> str:
+    """How this environment's program is called from here: its name where it is on the path, else its path."""
+    own = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if found and Path(found).resolve() == own.resolve():
+        return name
+    return str(own.relative_to(Path.cwd())) if own.is_relative_to(Path.cwd()) else str(own)
 
 
 def _summary(run: Run, before: list[float], after: list[float], gain: Interval) -> str:

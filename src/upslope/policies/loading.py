@@ -156,6 +156,11 @@ def load_policy(
     return policy
 
 
+def _may_be_hub_id(name: str) -> bool:
+    """Whether a name that is no folder could be `organisation/model` on the hub."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
 def load_source(name: str) -> str:
     """What Transformers loads for a name: an embedded model's folder (fetched if need be), else the name itself."""
     return str(fetch(name)) if name in EMBEDDED else name
@@ -169,7 +174,7 @@ def load_model(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
     if name in TINY_NAMES:
         return tiny_model(name, dtype=dtype)
     source = load_source(name)
-    if not Path(source).exists() and "/" not in source:
+    if not Path(source).exists() and not _may_be_hub_id(source):
         close = difflib.get_close_matches(name, [*EMBEDDED, *TINY_NAMES], n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; embedded models: {', '.join(EMBEDDED)}"
         raise ModelError(f"model {name!r} is neither a folder nor a name known here{hint}")

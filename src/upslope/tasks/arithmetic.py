@@ -17,8 +17,9 @@ from upslope.tasks.task import Task
 Operation = Literal["+", "-", "*"]
 Pair = tuple[int, int]
 
-TEMPLATE = "What is {a} {operation} {b}? Answer with the number only."
-SHAPING = {"correct": 1.0, "digits_right": 0.3, "brevity": 0.2, "ended": 0.1}
+TEMPLATE = "{a} {operation} {b}"
+SYSTEM = "Answer with the number only."
+SHAPING = {"correct": 1.0, "digits_right": 0.3, "closeness": 0.3, "brevity": 0.2, "ended": 0.1}
 
 _TERMS: dict[str, Callable[..., float]] = {
     "correct": correct,
@@ -38,7 +39,7 @@ def arithmetic(
     seed: int = 0,
     template: str = TEMPLATE,
     chat: bool = True,
-    system: str | None = None,
+    system: str | None = SYSTEM,
     shaping: Mapping[str, float] = SHAPING,
 ) -> Task:
     """`a operation b` for a and b of the given number of digits (one number for both, or one each).
@@ -57,7 +58,7 @@ def arithmetic(
 
     def prompts(pairs: Sequence[Pair], first_id: int) -> list[Prompt]:
         records = [_record(pair, answer, operation, template) for pair in pairs]
-        how: dict[str, Any] = {"column": "prompt", "completion": None, "chat": chat, "system": system}
+        how: dict[str, Any] = {"column": "prompt", "completion": None, "chat": chat, "system": system if chat else None}
         return [make_prompt(record, first_id + index, **how) for index, record in enumerate(records)]
 
     return Task(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from upslope.engines.local import LocalEngine
-from upslope.errors import CheckpointError, RecipeError
+from upslope.errors import CheckpointError, DivergenceError, RecipeError
 from upslope.policies.loading import load_policy
 from upslope.policies.sampling import Sampling
 from upslope.recipe import Recipe
@@ -117,6 +117,9 @@ def launch(
 def _guarded(session: Session, loop: Callable[[Session], None]) -> Run:
     try:
         loop(session)
+    except DivergenceError:
+        session.save()
+        raise
     except Interrupted:
         session.save()
         session.run.log("interrupted", step=session.state.step)

@@ -229,7 +229,9 @@ class Session:
             self.optimizer, parameters.items(), checkpoint.tensors["optimizer"], checkpoint.state["optimizer"]
         )
         restore_random_state(checkpoint.state["random"])
-        self.state = TrainState(**checkpoint.state["train"])
+        state = TrainState(**checkpoint.state["train"])
+        gave_up = state.bad_steps >= self.recipe.training.max_bad_steps
+        self.state = dataclasses.replace(state, bad_steps=0) if gave_up else state
         self._saved = self.state.step
         self.engine.load(self.policy, version=self.state.step)
 
