@@ -54,7 +54,8 @@ class LocalEngine:
     def sample(self, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int) -> list[Rollout]:
         """group_size rollouts of every (encoded) prompt, in order; see engine.Engine.
 
-        Raises: ModelError before a policy is loaded, or for a prompt that leaves no room in the model's context.
+        Raises: ModelError before a policy is loaded, for a prompt that leaves no room in the model's context, or for an
+        architecture without a key-value cache.
         """
         policy = self._loaded()
         seen: Counter[int] = Counter()
@@ -138,7 +139,9 @@ def _prefill(policy: CausalPolicy, rows: Sequence[_Row]):  # type: ignore[no-unt
         logits_to_keep=1,
     )
     expand = torch.tensor([index[row.group] for row in rows], device=policy.device)
-    cache = output.past_key_values
+    cache = getattr(output, "past_key_values", None)
+    if cache is None:
+        raise ModelError(f"{type(policy.model).__name__} keeps no key-value cache, which the local engine samples with")
     cache.batch_select_indices(expand)
     return output.logits[:, -1][expand], cache, mask[expand], mask.sum(1)[expand]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from upslope.policies import layout
 from upslope.policies.heads import ValueHead
 from upslope.policies.quiet import quiet_transformers
 from upslope.policies.sampling import Sampling, warp
-from upslope.records import Batch, Prompt, Scores
+from upslope.records import Batch, Message, Prompt, Scores
 
 _PROBE_TOLERANCE = 1e-4
 
@@ -112,18 +112,25 @@ class CausalPolicy:
     def encode(self, prompt: Prompt) -> Prompt:
         """The prompt with its tokens: a chat through the model's template, plain text as the tokenizer gives it.
 
-        Raises: DataError for a chat without a chat template, or a prompt without tokens.
+        Raises: DataError for a chat without a chat template or that the template refuses, or a prompt without tokens.
         """
-        if isinstance(prompt.content, str):
-            ids = self.tokenizer(prompt.content)["input_ids"]
-        elif self.tokenizer.chat_template is None:
-            raise DataError(f"prompt {prompt.id} is a chat but the model has no chat template; give plain text instead")
-        else:
-            messages = [dict(message) for message in prompt.content]
-            ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        plain = isinstance(prompt.content, str)
+        ids = self.tokenizer(prompt.content)["input_ids"] if plain else self._encode_chat(prompt)
         if not ids:
             raise DataError(f"prompt {prompt.id} has no tokens; a causal model needs at least one to start from")
         return _with_tokens(prompt, ids)
+
+    def _encode_chat(self, prompt: Prompt) -> Sequence[int]:
+        if self.tokenizer.chat_template is None:
+            raise DataError(f"prompt {prompt.id} is a chat but the model has no chat template; give plain text instead")
+        messages = [dict(message) for message in cast(Sequence[Message], prompt.content)]
+        try:
+            ids: Sequence[int] = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=False
+            )
+        except Exception as error:  # a template is a (sandboxed) program of the model's author
+            raise DataError(f"prompt {prompt.id} is refused by the model's chat template: {error}") from error
+        return ids
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """Tokens of a completion as the model would write it: no leading special tokens, one end of row."""

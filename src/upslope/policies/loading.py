@@ -196,4 +196,8 @@ def _with_lora(model: PreTrainedModel, settings: Mapping[str, Any]) -> Any:
         raise DependencyError("peft", "lora") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft reads a deprecated property, and says which way Conv1D lies
-        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+        try:
+            return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+        except (ValueError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(f"LoRA cannot be put on {type(model).__name__}: {reason}") from error
