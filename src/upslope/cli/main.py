@@ -42,7 +42,7 @@ def main(
 
 
 def run() -> None:
-    """The entry point: a user's error is one sentence and exit status 2; an interrupt says how to go on, status 130."""
+    """The entry point: a user's error is one sentence and exit status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
@@ -51,6 +51,3 @@ def run() -> None:
         errors.print("error:", style="bold red", end=" ")
         errors.print(str(error), markup=False)
         sys.exit(2)
-    except KeyboardInterrupt as interrupt:
-        errors.print(str(interrupt) or "stopped", markup=False)
-        sys.exit(130)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -65,6 +66,16 @@ class LiveProgress:
         """Leave the last picture on the screen."""
         if self._live:
             self._live.stop()
+
+    def __enter__(self) -> LiveProgress:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Close; an interrupt ends the program with status 130, after saying how to go on."""
+        self.close()
+        if isinstance(error, KeyboardInterrupt):
+            self._console.print(str(error) or "stopped", highlight=False, markup=False, soft_wrap=True)
+            raise typer.Exit(130) from None
 
     def _row(self, step: int, values: Mapping[str, Any]) -> dict[str, str]:
         elapsed = time.monotonic() - self._started

@@ -46,11 +46,8 @@ def quickstart(
         f"at most {recipe.training.steps} steps",
         highlight=False,
     )
-    progress = LiveProgress(console, total_steps=recipe.training.steps, max_train_s=recipe.training.max_train_s)
-    try:
+    with LiveProgress(console, total_steps=recipe.training.steps, max_train_s=recipe.training.max_train_s) as progress:
         run = launch(recipe, trackers=[progress])
-    finally:
-        progress.close()
     report(console, run)
 
 

@@ -26,9 +26,6 @@ def resume(
     opened = Run.open(run)
     training = Recipe.load(opened.recipe_path, overrides).training
     console = Console()
-    progress = LiveProgress(console, total_steps=training.steps, max_train_s=training.max_train_s)
-    try:
+    with LiveProgress(console, total_steps=training.steps, max_train_s=training.max_train_s) as progress:
         finished = continue_run(opened, trackers=[progress], overrides=overrides)
-    finally:
-        progress.close()
     console.print(f"finished: {finished.folder}", highlight=False)

@@ -25,10 +25,7 @@ def train(
     resolved = Recipe.load(recipe, overrides) if recipe else Recipe.resolve({}, overrides)
     console = Console()
     training = resolved.training
-    progress = LiveProgress(console, total_steps=training.steps, max_train_s=training.max_train_s)
-    try:
+    with LiveProgress(console, total_steps=training.steps, max_train_s=training.max_train_s) as progress:
         run = launch(resolved, trackers=[progress])
-    finally:
-        progress.close()
     console.print(f"finished: {run.folder}", highlight=False)
     console.print(f"the model is an ordinary Transformers folder: {run.model_path}", highlight=False)

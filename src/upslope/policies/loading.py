@@ -182,11 +182,25 @@ def load_model(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+            options |= {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True}
+            model, found = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     except Exception as error:  # Transformers raises many kinds; each means that this model cannot be used
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model {name!r} cannot be loaded: {reason}") from error
+    _check_complete(name, found)
     return model, tokenizer
+
+
+def _check_complete(name: str, found: Mapping[str, Any]) -> None:
+    """Transformers fills weights that are missing or misshapen at random; upslope refuses such a model."""
+    missing, misshapen = sorted(found["missing_keys"]), sorted(found["mismatched_keys"])
+    if missing:
+        raise ModelError(f"model {name!r} lacks {len(missing)} of its weights, such as {missing[0]!r}")
+    if misshapen:
+        weight, stored, wanted = misshapen[0]
+        raise ModelError(
+            f"model {name!r} holds {weight!r} of shape {list(stored)}, where its config wants {list(wanted)}"
+        )
 
 
 def _with_lora(model: PreTrainedModel, settings: Mapping[str, Any]) -> Any:
