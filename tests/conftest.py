@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("upslope", derandomize=True, deadline=None, database=None)
+settings.load_profile("upslope")
 
 
 def _policy(

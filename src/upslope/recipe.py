@@ -135,15 +135,16 @@ class AlgorithmSettings(_Section):
         if not isinstance(values, Mapping):
             return values
         name = values.get("preset", "ppo")
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"preset is {name!r}, which is not one of {', '.join(PRESETS)}{_nearest(name, PRESETS)}")
         return {**PRESETS[name], **values}
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        needs_group = self.baseline in ("group_mean", "leave_one_out") or self.scale == "group_std"
-        if needs_group and self.group_size < 2:
-            raise ValueError(f"group_size is {self.group_size}, but baseline {self.baseline!r} needs at least 2")
+        grouped = [f"baseline {self.baseline!r}"] if self.baseline in ("group_mean", "leave_one_out") else []
+        grouped += ["scale 'group_std'"] if self.scale == "group_std" else []
+        if grouped and self.group_size < 2:
+            raise ValueError(f"group_size is {self.group_size}, but {grouped[0]} needs at least 2")
         if self.credit in ("n_step", "gae") and self.baseline != "critic":
             raise ValueError(f"credit is {self.credit!r}, which needs baseline = 'critic', not {self.baseline!r}")
         if self.surrogate == "log_prob" and self.epochs * self.minibatches > 1:

@@ -43,7 +43,7 @@ def batch_of(rows):
 
 
 @given(rows=rows_strategy, max_tokens=st.integers(1, 60), share=st.booleans(), with_last=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_plan_covers_every_row_once_within_the_budget(rows, max_tokens, share, with_last):
     batch = batch_of(rows)
     plan = layout.plan(layout.segments(batch, share=share, with_last=with_last), max_tokens=max_tokens)
@@ -55,7 +55,7 @@ def test_plan_covers_every_row_once_within_the_budget(rows, max_tokens, share, w
 
 
 @given(rows=rows_strategy, share=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_each_token_sees_its_own_row_and_nothing_else(rows, share):
     """CHECKS 1, 2: from each action's place, the visible tokens in order of position are those of its row before it."""
     batch = batch_of(rows)

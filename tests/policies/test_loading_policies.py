@@ -1,4 +1,4 @@
-"""Models by name: what is loaded is what lies there, nothing in a model folder is executed, and errors say what is wrong."""
+"""Models by name: what is loaded is what lies there, nothing in a folder is executed, and errors say what is wrong."""
 
 import json
 import pickle
@@ -137,7 +137,7 @@ def test_broken_tokenizers_are_refused(folder, file):
 
 @pytest.mark.parametrize("damage", ["cut", "header", "length", "empty", "missing", "renamed", "shape"])
 def test_broken_weights_are_refused(folder, damage):
-    """Faults table, loading: weights that are cut, garbled, missing or misshapen are refused, never filled at random."""
+    """Faults table, loading: weights that are cut, garbled, missing or misshapen are refused, not filled at random."""
     path = folder / "model.safetensors"
     content, tensors = path.read_bytes(), load_file(path)
     name = "model.layers.1.mlp.down_proj.weight"

@@ -67,7 +67,7 @@ def test_cut_entries_pass_no_gradient(sampling):
     top_p=st.none() | st.floats(0.01, 1.0),
     temperature=st.floats(0.2, 3.0),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_support_is_the_smallest_likeliest_set_that_reaches_p(sampling, seed, top_k, top_p, temperature):
     logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     (kept,) = support(warp(logits, sampling(temperature, top_k, top_p)))
