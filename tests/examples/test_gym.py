@@ -121,7 +121,7 @@ def test_packed_gae_is_each_environments_own_backward_loop(recorded, name, examp
 
 
 def test_an_update_follows_its_rollout(recorded, name, example):
-    """The critic comes nearer to the returns, and the policy's importance-weighted advantage rises above 0, where it started."""
+    """The critic comes nearer to the returns; the policy's importance-weighted advantage, 0 before, rises."""
     model, (rollout, _), _ = recorded
     advantages = estimators.gae(
         rollout.rewards,
