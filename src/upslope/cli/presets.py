@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 _COLUMNS = ("baseline", "credit", "surrogate", "scale", "over", "kl", "group_size", "epochs")
+_TABLE_WIDTH = 120
 
 
 def presets(
@@ -28,4 +29,5 @@ def presets(
     table = Table(*("preset", *_COLUMNS), box=None, pad_edge=False)
     for each, settings in resolved.items():
         table.add_row(each, *(str(getattr(settings, column)) for column in _COLUMNS))
+    console.width = max(console.width, _TABLE_WIDTH)  # a name cut short is no name
     console.print(table)
