@@ -165,7 +165,7 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path):
         ("smollm2-135m-instrukt", "did you mean 'smollm2-135m-instruct'"),
         ("tiny-lama", "did you mean 'tiny-llama'"),
         ("nothing-like-it", "embedded models: smollm2-135m-instruct"),
-        (str(tmp_path / "nowhere"), "is neither a folder nor a name known here"),
+        (str(tmp_path / "nowhere"), "is no folder, and hub ids are written organisation/model"),
         ("some-user/some-model-that-is-nowhere", "cannot be loaded"),
     ):
         with pytest.raises(ModelError, match=re.escape(hint)) as caught:

@@ -1,0 +1,294 @@
+"""The commands as a user types them: what they print, what they leave, and how they end."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from upslope import __version__
+from upslope.cli.generate import model_source
+from upslope.cli.main import run as command_line
+from upslope.cli.progress import LiveProgress, duration, sparkline
+from upslope.cli.quickstart import report
+from upslope.presets import PRESETS
+from upslope.recipe import Recipe
+from upslope.report.run import Run
+
+RECIPE = """
+[model]
+name = "tiny-llama"
+[task]
+name = "arithmetic"
+options = { num_eval = 6 }
+[sampling]
+max_new_tokens = 4
+[training]
+steps = 2
+prompts_per_step = 4
+[evaluation]
+every_steps = 2
+[run]
+trackers = []
+checkpoint_every_steps = 1
+"""
+
+
+@pytest.fixture
+def upslope(capsys, monkeypatch):
+    """Runs a command in this process by the entry point: (exit status, standard output, standard error)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["upslope", *map(str, arguments)])
+        status = 0
+        capsys.readouterr()
+        try:
+            command_line()
+        except SystemExit as exit_:
+            status = exit_.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run of two steps of PPO on a tiny model, by `upslope train`."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "recipe.toml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["upslope", "train", f"{folder}/recipe.toml", "--set", f"folder={folder}/run"])
+        with pytest.raises(SystemExit) as ended:
+            command_line()
+    assert not ended.value.code
+    return folder / "run"
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def error_of(result):
+    """The one sentence of a refused command."""
+    status, out, err = result
+    assert status == 2
+    assert not out.strip()
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err.removeprefix("error: ").strip()
+
+
+def test_train_leaves_a_whole_run(trained):
+    run = Run.open(trained)
+    assert [event["step"] for event in run.events("train")] == [1, 2]
+    assert [event["step"] for event in run.events("evaluate")] == [0, 2]
+    assert Recipe.load(trained / "recipe.toml").run.folder == str(trained)
+    model = AutoModelForCausalLM.from_pretrained(trained / "model")
+    assert model.config.model_type == "llama"
+    assert (trained / "model" / "critic.safetensors").exists()
+
+
+def test_train_says_what_it_does(upslope, recipe, tmp_path):
+    status, out, err = upslope("train", recipe, "--set", f"folder={tmp_path}/run", "--set", "steps=2")
+    assert (status, err) == (0, "")
+    for expected in ("step 0: held-out metric 0.", "step 1/2  reward ", "step 2/2  reward ", "tok/s", f"{tmp_path}/run"):
+        assert expected in out
+    assert out.rstrip().endswith(f"the model is an ordinary Transformers folder: {tmp_path}/run/model")
+
+
+def test_resume_continues_and_equals_an_uninterrupted_run(upslope, recipe, tmp_path):
+    """CHECKS 38: two steps and one more are three steps, to the bit, by the commands."""
+    common = ("--set", "every_steps=none")
+    upslope("train", recipe, *common, "--set", f"folder={tmp_path}/whole", "--set", "steps=3")
+    upslope("train", recipe, *common, "--set", f"folder={tmp_path}/part", "--set", "steps=3", "--set", "max_train_s=1e-9")
+    before = [event["step"] for event in Run.open(tmp_path / "part").events("train")]
+    assert before == [1]
+    status, out, _ = upslope("resume", tmp_path / "part", "--set", "max_train_s=none")
+    assert status == 0
+    assert "step 3/3" in out
+    assert "step 1/3" not in out
+    whole, part = (AutoModelForCausalLM.from_pretrained(tmp_path / n / "model").state_dict() for n in ("whole", "part"))
+    for name, weight in whole.items():
+        assert torch.equal(part[name], weight), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["optimiser.lr=3"], "'optimiser' is no setting; did you mean 'optimizer'?"),
+        (["group_sise=3"], "'group_sise' is no setting; did you mean 'algorithm.group_size'?"),
+        (["name=x"], "setting 'name' could be any of model.name, task.name; write it in full"),
+        (["lr=fast"], "optimizer.lr is 'fast', but it should be a valid number"),
+        (["lr"], "--set 'lr' has no value; write --set section.setting=value"),
+        (["minibatches=3"], "training.prompts_per_step is 4, which algorithm.minibatches = 3 must divide"),
+        (["model.name=tiny-lama"], "model 'tiny-lama' is no folder, and hub ids are written organisation/model; did you mean"),
+        (["task.name=arithmetik"], "there is no task 'arithmetik'"),
+        (["device=cuda"], "model.device is 'cuda', but torch sees no such device; use 'cpu'"),
+        (["freeze=['nothing.*']"], "freeze pattern 'nothing.*' matches no parameter"),
+        (["max_new_tokens=4000"], "exceeds the model's context of 256"),
+    ],
+)
+def test_wrong_settings_end_in_one_sentence(upslope, recipe, tmp_path, settings, sentence):
+    if "cuda" in sentence and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device, so asking for it is no error")
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    result = upslope("train", recipe, "--set", f"folder={tmp_path}/run", *arguments)
+    assert sentence in error_of((result[0], "", result[2]))
+
+
+def test_runs_are_never_overwritten(upslope, trained, recipe):
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in (trained / "model").iterdir())
+    message = error_of(upslope("train", recipe, "--set", f"folder={trained}"))
+    assert "already holds a run: continue it by `upslope resume" in message
+    assert sorted((p.name, p.stat().st_mtime_ns) for p in (trained / "model").iterdir()) == before
+
+
+def test_missing_things_are_named(upslope, tmp_path):
+    missing = tmp_path / "missing.toml"
+    assert error_of(upslope("train", missing)) == f"recipe '{missing}' cannot be read: No such file or directory"
+    missing = tmp_path / "norun"
+    assert error_of(upslope("resume", missing)) == f"{missing} is no run folder: it holds no recipe.toml"
+    assert "is no folder, and hub ids are written organisation/model" in error_of(upslope("generate", "missing-model", "hello"))
+    assert "so --task must name the task to evaluate on" in error_of(upslope("evaluate", "tiny-llama"))
+    assert "there is no task 'nope'" in error_of(upslope("evaluate", "tiny-llama", "--task", "nope"))
+    assert error_of(upslope("fetch", "nope")).startswith("'nope' is no embedded model; the embedded models are: smoll")
+
+
+def test_unknown_commands_and_options_are_refused(upslope):
+    for arguments in (("trian",), ("train", "--sett", "x"), ("generate", "tiny-llama", "x", "--samples", "0")):
+        status, out, err = upslope(*arguments)
+        assert status == 2
+        assert not out
+        assert arguments[-2 if len(arguments) > 1 and arguments[-1] in "x0" else -1] in err
+
+
+def test_generate_writes_what_the_model_would(upslope, trained):
+    """Greedy text of the saved model, by its run folder; the seed decides samples."""
+    status, out, _ = upslope("generate", trained, "1+1=", "--plain", "--max-new-tokens", "6")
+    assert status == 0
+    model = Run.open(trained).load_model()
+    tokenizer = AutoTokenizer.from_pretrained(trained / "model")
+    ids, written = tokenizer("1+1=")["input_ids"], []
+    with torch.no_grad():
+        for _ in range(6):
+            written.append(int(model(torch.tensor([ids + written])).logits[0, -1].argmax()))
+    assert out.rstrip("\n") == tokenizer.decode(written, skip_special_tokens=True)
+    again = upslope("generate", trained, "1+1=", "--temperature", "1", "--samples", "3", "--seed", "5")[1]
+    same = upslope("generate", trained, "1+1=", "--temperature", "1", "--samples", "3", "--seed", "5")[1]
+    other = upslope("generate", trained, "1+1=", "--temperature", "1", "--samples", "3", "--seed", "6")[1]
+    assert again == same != other
+
+
+def test_evaluate_reports_the_metric_with_its_interval(upslope, trained):
+    status, out, _ = upslope("evaluate", trained, "--json", "--num-prompts", "5")
+    found = json.loads(out)
+    assert status == 0
+    assert {"metric", "mean", "low", "high", "prompts", "failed"} == found.keys()
+    assert (found["metric"], found["prompts"], found["failed"]) == ("correct", 5, 0)
+    assert found["low"] <= found["mean"] <= found["high"]
+    assert found["high"] - found["low"] > 0.2
+    status, out, _ = upslope("evaluate", trained, "--set", "num_eval=3")
+    assert status == 0
+    assert out.startswith("correct = ")
+    assert ", 95% interval [" in out
+    assert out.rstrip().endswith("3 prompts")
+    status, out, _ = upslope("evaluate", "tiny-llama", "--task", "arithmetic", "--num-prompts", "4", "--json")
+    assert json.loads(out)["prompts"] == 4
+
+
+def test_presets_lists_all_and_shows_one(upslope):
+    status, out, _ = upslope("presets")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["preset", *PRESETS]
+    assert "…" not in out
+    assert out.splitlines()[5].split() == ["ppo", "critic", "gae", "clip", "batch_std", "tokens", "reward", "1", "4"]
+    status, out, _ = upslope("presets", "dapo")
+    assert "algorithm.clip_high = 0.28\n" in out
+    assert "algorithm.dual_clip = none\n" in out
+    shown = tomllib.loads("\n".join(line.split(" = ")[0] + " = 0" for line in out.splitlines()))
+    assert shown["algorithm"].keys() == Recipe().algorithm.model_dump().keys()
+    assert error_of(upslope("presets", "ppoo")).endswith("did you mean 'ppo'?")
+
+
+def test_version_and_help(upslope):
+    assert upslope("--version") == (0, f"upslope {__version__}\n", "")
+    status, out, _ = upslope("--help")
+    assert status == 0
+    for command in ("quickstart", "train", "resume", "generate", "evaluate", "presets", "fetch"):
+        assert command in out
+        status, told, _ = upslope(command, "--help")
+        assert status == 0
+        assert f"upslope {command} [OPTIONS]" in told
+
+
+def test_interrupt_saves_and_says_how_to_resume(recipe, tmp_path):
+    """Ctrl-C in the middle of a real process: status 130, a checkpoint, and the command that goes on."""
+    command = [Path(sys.executable).parent / "upslope", "train", recipe, "--set", f"folder={tmp_path}/run"]
+    command += ["--set", "steps=100000", "--set", "every_steps=none", "--set", "checkpoint_every_steps=1000000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("step 2/"):
+                break
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    stopped = list(Run.open(tmp_path / "run").events("interrupted"))[-1]["step"]
+    assert f"stopped after step {stopped}; continue with: upslope resume {tmp_path}/run" in out + err
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
+
+
+def test_a_run_folder_stands_for_its_model(trained):
+    assert model_source(str(trained)) == str(trained / "model")
+    assert model_source("tiny-llama") == "tiny-llama"
+
+
+def test_quickstart_report_ends_with_its_line_for_scripts(tmp_path):
+    """The last line is in the form that scripts read, whatever the width of the console."""
+    with Run.create(tmp_path / "run", Recipe().to_toml()) as run:
+        run.log("evaluate", step=0, metric=0.0, values={str(i): 0.0 for i in range(40)})
+        run.log("evaluate", step=9, metric=0.75, values={str(i): float(i % 4 > 0) for i in range(40)})
+        run.log("finished", step=9, reason="training.steps is reached", train_s=123.4)
+    console = Console(width=40, record=True, file=io.StringIO())
+    report(console, run)
+    *_, last = console.export_text().rstrip().splitlines()
+    assert last.startswith("quickstart: before=0.00 after=0.75 gain=0.75 ci=[0.6")
+    assert last.endswith("] train_s=123")
+
+
+def test_progress_draws_lines_where_there_is_no_terminal():
+    console = Console(file=io.StringIO(), record=True, width=200)
+    with LiveProgress(console, total_steps=10) as progress:
+        progress.log(5, {"reward": 0.25, "kl": 0.001, "length": 7.5, "tokens_per_s": 1234.4, "dropped": 2})
+        progress.log(5, {"evaluate/metric": 0.5})
+        progress.log(6, {"dropped": 0, "problem": "no sample was usable"})
+    lines = console.export_text().splitlines()
+    assert lines[0].startswith("step 5/10  reward 0.250  kl 0.001  length 7.5  tok/s 1234  dropped 2  eta ")
+    assert lines[1] == "step 5: held-out metric 0.500"
+    assert "problem no sample was usable" in lines[2]
+
+
+def test_sparkline_and_duration():
+    assert sparkline([]) == ""
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert sparkline([2.0, 2.0]) == "▁▁"
+    assert len(sparkline(range(100))) == 24
+    assert [duration(s) for s in (0, 7.4, 61, 3723)] == ["0:00", "0:07", "1:01", "1:02:03"]
+
+
