@@ -71,7 +71,7 @@ def test_misspelt_nested_settings():
         ({"training": {"steps": 0}}, "training.steps is 0, but it should be greater than 0"),
         ({"optimizer": {"lr": -1e-5}}, "optimizer.lr is -1e-05, but it should be greater than 0"),
         ({"optimizer": {"lr": float("nan")}}, "optimizer.lr is nan, but it should be a finite number"),
-        ({"optimizer": {"betas": [0.9, 1.5]}}, "optimizer.betas.1 is 1.5, but it should be less than or equal to 1"),
+        ({"optimizer": {"betas": [0.9, 1.5]}}, "optimizer.betas.1 is 1.5, but it should be less than 1"),
         ({"sampling": {"temperature": 0.0}}, "sampling.temperature is 0.0, but it should be greater than 0"),
         ({"algorithm": {"gamma": 1.01}}, "algorithm.gamma is 1.01, but it should be less than or equal to 1"),
         ({"algorithm": {"dual_clip": 1.0}}, "algorithm.dual_clip is 1.0, but it should be greater than 1"),
@@ -114,6 +114,11 @@ def test_an_unknown_preset_is_named_with_the_nearest():
         ({"preset": "gspo", "credit": "return"}, "surrogate is 'sequence_clip', which needs credit = 'row_return'"),
         ({"preset": "grpo", "clip_low": "none"}, "surrogate is 'clip', which needs clip_low and clip_high"),
         ({"preset": "cispo", "clip_high": "none"}, "surrogate is 'cispo', which needs clip_high"),
+        ({"preset": "dapo", "scale": "none", "baseline": "none", "group_size": 1}, "group_size is 1, but dynamic_samp"),
+        ({"preset": "grpo", "kl_estimator": "k1"}, "kl_estimator is 'k1', whose expected gradient in the loss is zero"),
+        ({"preset": "ppo", "kl_estimator": "k3"}, "kl_estimator is 'k3', whose gradient is wrong in the reward"),
+        ({"preset": "ppo", "kl_coef": 0.0}, "kl_target is set, but kl_coef is 0 and would stay 0"),
+        ({"preset": "cispo", "dual_clip": 3.0}, "dual_clip is set, but it belongs to surrogate 'clip', not 'cispo'"),
         ({"preset": "ppo", "kl": "off"}, "kl is 'off', so kl_coef must be 0 and kl_target 'none'"),
     ],
 )
@@ -148,6 +153,15 @@ def test_a_preset_is_filled_in_and_overridden():
     assert (algorithm.clip_low, algorithm.clip_high, algorithm.dynamic_sampling) == (0.2, 0.3, True)
     assert Recipe.resolve({}, {"preset": "grpo", "group_size": 4}).algorithm.group_size == 4
     assert Recipe.resolve({"algorithm": {"preset": "grpo"}}, {"preset": "gspo"}).algorithm.clip_low == 3e-4
+
+
+def test_another_preset_replaces_the_old_ones_settings_and_keeps_the_users():
+    """Over a recipe as resolved, which spells every setting out, as over one that names the preset alone."""
+    written = Recipe.resolve({"algorithm": {"preset": "grpo", "clip_high": 0.3, "gamma": 0.9}})
+    expected = Recipe.resolve({"algorithm": {"preset": "ppo", "clip_high": 0.3, "gamma": 0.9}}).algorithm
+    for values in (written.model_dump(), tomllib.loads(written.to_toml())):
+        assert Recipe.resolve(values, {"preset": "ppo"}).algorithm == expected
+        assert Recipe.resolve(values, {"preset": "grpo"}) == written
 
 
 def test_presets_are_those_of_the_design():

@@ -24,6 +24,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -31,6 +32,7 @@ from upslope.errors import RecipeError
 from upslope.presets import PRESETS
 
 Fraction = typing.Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = typing.Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class _Section(BaseModel):
@@ -76,6 +78,11 @@ class TaskSettings(_Section):
 
     name: str = "arithmetic"
     options: dict[str, Any] = {}
+
+    @field_validator("options")
+    @classmethod
+    def _none_in_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return {name: None if value == "none" else value for name, value in options.items()}
 
 
 class RewardSettings(_Section):
@@ -161,6 +168,20 @@ class AlgorithmSettings(_Section):
             raise ValueError(f"surrogate is {self.surrogate!r}, which needs clip_low and clip_high")
         if self.surrogate == "cispo" and self.clip_high is None:
             raise ValueError("surrogate is 'cispo', which needs clip_high")
+        if self.dynamic_sampling and self.group_size < 2:
+            raise ValueError(f"group_size is {self.group_size}, but dynamic_sampling compares scores of at least 2")
+        if self.kl == "loss" and self.kl_estimator == "k1":
+            raise ValueError(
+                "kl_estimator is 'k1', whose expected gradient in the loss is zero; use 'k2' or 'k3' there"
+            )
+        if self.kl == "reward" and self.kl_estimator != "k1":
+            raise ValueError(
+                f"kl_estimator is {self.kl_estimator!r}, whose gradient is wrong in the reward; use 'k1' there"
+            )
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("kl_target is set, but kl_coef is 0 and would stay 0; start it above 0")
+        if self.dual_clip is not None and self.surrogate != "clip":
+            raise ValueError(f"dual_clip is set, but it belongs to surrogate 'clip', not {self.surrogate!r}")
         if self.kl == "off" and (self.kl_coef > 0 or self.kl_target is not None):
             raise ValueError("kl is 'off', so kl_coef must be 0 and kl_target 'none'; or set kl to 'reward' or 'loss'")
         return self
@@ -177,11 +198,11 @@ class AlgorithmSettings(_Section):
 
 
 class OptimizerSettings(_Section):
-    """AdamW; no decay on norms and biases."""
+    """AdamW; no decay on norms and biases. critic_lr is the value head's; a separate critic's trunk learns at lr."""
 
     lr: PositiveFloat = 1e-5
     critic_lr: PositiveFloat = 1e-3
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
     warmup_steps: NonNegativeInt = 5
@@ -284,10 +305,17 @@ class Recipe(_Section):
 
     @staticmethod
     def resolve(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:
-        """The recipe of nested settings, with overrides by dotted ("optimizer.lr") or unique ("lr") name."""
+        """The recipe of nested settings, with overrides by dotted ("optimizer.lr") or unique ("lr") name.
+
+        Where an override names another preset, the settings that merely spell out the old one give way to it; those
+        that differed from the old preset stay.
+        """
         merged: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
-        for name, value in (overrides or {}).items():
-            _place(merged, _dotted(name), value)
+        placed = {_dotted(name): value for name, value in (overrides or {}).items()}
+        if "algorithm.preset" in placed and isinstance(merged.get("algorithm"), Mapping):
+            merged["algorithm"] = _own_settings(merged["algorithm"], placed["algorithm.preset"])
+        for name, value in placed.items():
+            _place(merged, name, value)
         try:
             return Recipe.model_validate(merged)
         except ValidationError as error:
@@ -334,6 +362,15 @@ def _dotted(name: str) -> str:
     if found:
         raise RecipeError(f"setting {name!r} could be any of {', '.join(found)}; write it in full")
     raise RecipeError(f"{name!r} is no setting{_nearest(name, names)}")
+
+
+def _own_settings(section: Mapping[str, Any], new_preset: Any) -> dict[str, Any]:
+    """The settings of an algorithm section that are not its preset's own."""
+    old_preset = section.get("preset", "ppo")
+    if new_preset == old_preset or old_preset not in PRESETS:
+        return dict(section)
+    old = AlgorithmSettings.model_validate({"preset": old_preset}).model_dump()
+    return {k: v for k, v in section.items() if _without_null(v) != _without_null(old.get(k))}
 
 
 def _place(values: dict[str, Any], dotted: str, value: Any) -> None:

@@ -1,6 +1,6 @@
 """Kills and signals at real runs, in forks of one fresh process; prints one JSON line a fault.
 
-Forking after the imports makes each run a process of its own in milliseconds. No torch thread pool exists before a fork.
+Forking after the imports makes each run a process of its own in milliseconds; no torch thread pool exists by then.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import tomllib
 from contextlib import ExitStack
 
 import pytest
@@ -12,9 +13,13 @@ from bandit import bandit_session, pull
 from runs import task, vowels
 
 import upslope
-from upslope.errors import CheckpointError, DivergenceError, RecipeError
-from upslope.policies.loading import load_model
+from upslope.errors import CheckpointError, DataError, DivergenceError, ModelError, RecipeError
+from upslope.policies.loading import load_model, load_policy
+from upslope.recipe import Recipe
+from upslope.records import Prompt
+from upslope.report.run import Run
 from upslope.training import policy_gradient
+from upslope.training.optimizer import make_optimizer
 from upslope.training.schedule import learning_rate_factor
 from upslope.training.seeds import data_order
 
@@ -228,8 +233,9 @@ def test_resume_with_more_steps_and_without_a_checkpoint(tmp_path):
     run = train(tmp_path, checkpoint_every_steps=1)
     longer = upslope.resume(run, task=task(), overrides={"steps": 4})
     assert sorted(longer.metrics["reward"]) == [1, 2, 3, 4]
+    assert "steps = 4" in longer.recipe_toml
     bare = train(tmp_path / "bare", checkpoint_every_steps="none")
-    with pytest.raises(CheckpointError, match="no intact checkpoint to resume from"):
+    with pytest.raises(CheckpointError, match="finished and kept no checkpoint"):
         upslope.resume(bare, task=task())
     with pytest.raises(RecipeError, match=r"upslope\.resume\(run, task=task\)"):
         upslope.resume(run)
@@ -272,3 +278,150 @@ def test_data_order_is_shuffled_passes():
     assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
     assert stream[:10] != stream[10:]
     assert data_order(3, position=7, count=9, size=10) == stream[7:16]
+
+
+def test_held_out_prompts_share_no_id_with_training_prompts():
+    prompts = [Prompt(0, "a"), Prompt(1, "b")]
+    with pytest.raises(DataError, match="two prompts with id 1"):
+        upslope.Task(prompts=prompts, reward=vowels, eval_prompts=[Prompt(1, "c")])
+
+
+def test_another_preset_replaces_the_settings_that_spell_out_the_old_one():
+    resolved = Recipe.resolve({"algorithm": {"preset": "ppo", "group_size": 4, "clip_high": 0.3}})
+    again = Recipe.resolve(resolved.model_dump(), {"preset": "grpo"}).algorithm
+    assert again == Recipe.resolve({"algorithm": {"preset": "grpo", "group_size": 4, "clip_high": 0.3}}).algorithm
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preset": "ppo", "kl": "loss"}, "kl_estimator is 'k1', whose expected gradient in the loss is zero"),
+        ({"preset": "ppo", "kl_estimator": "k3"}, "kl_estimator is 'k3', whose gradient is wrong in the reward"),
+        ({"preset": "ppo", "kl_coef": 0.0}, "kl_target is set, but kl_coef is 0"),
+        ({"preset": "gspo", "dual_clip": 3.0}, "dual_clip is set, but it belongs to surrogate 'clip'"),
+        ({"preset": "ppo", "dynamic_sampling": True}, "dynamic_sampling compares scores of at least 2"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(settings, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.resolve({"algorithm": settings})
+
+
+def test_small_steps_are_not_lost_in_bfloat16(tmp_path):
+    """Weights are kept in float32: Adam's first step of size lr = 1e-6 moves every weight that has a gradient."""
+    torch.manual_seed(0)
+    before = load_model("tiny-llama", dtype=torch.float32)[0].state_dict()
+    quiet = {"kl": "off", "kl_coef": 0.0, "warmup_steps": 0, "steps": 1, "lr": 1e-6}
+    after = train(tmp_path, dtype="bfloat16", **quiet).load_model().state_dict()
+    moved = [(after[name] - before[name]).abs() for name in before if "layers" in name]
+    assert all(((m > 2e-7) & (m < 2e-6)).float().mean() > 0.95 for m in moved)
+
+
+def test_supervised_loss_is_that_of_the_model_whatever_the_sampling(tmp_path):
+    losses = []
+    for number, sampling in enumerate(({}, {"temperature": 0.3, "top_p": 0.2})):
+        run = train(tmp_path / str(number), method="supervised", steps=1, dropout=False, **sampling)
+        losses.append(run.metrics["loss"][1])
+    assert losses[0] == losses[1]
+
+
+def test_resume_takes_new_optimiser_settings(tmp_path):
+    run = train(tmp_path, checkpoint_every_steps=1, kl="off", kl_coef=0.0)
+    before = run.load_model().state_dict()
+    again = upslope.resume(run, task=task(), overrides={"steps": 3, "lr": 1e-12})
+    after = again.load_model().state_dict()
+    assert max(float((after[name] - before[name]).abs().max()) for name in before) < 1e-9
+
+
+def test_resume_refuses_other_prompts(tmp_path):
+    run = train(tmp_path, checkpoint_every_steps=1)
+    with pytest.raises(CheckpointError, match="trained on other prompts"):
+        upslope.resume(run, task=upslope.Task(prompts=["something else"], reward=vowels), overrides={"steps": 3})
+
+
+def test_run_that_ended_before_its_first_checkpoint_starts_again(tmp_path):
+    """CHECKS 38: kill -9 before any checkpoint; the run's own start is the state to resume from."""
+    whole = train(tmp_path / "whole")
+    cut = Run.create(tmp_path / "cut", whole.recipe_toml)
+    upslope.resume(cut, task=task())
+    ours, theirs = (path.model_path / "model.safetensors" for path in (whole, cut))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_misspelt_model_leaves_no_run_folder(tmp_path):
+    with pytest.raises(ModelError, match="did you mean 'tiny-llama'"):
+        train(tmp_path, model="tiny-lama")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_in_mid_run_keeps_what_was_learned(tmp_path):
+    """A prompt too long for the model, drawn late: the steps before it are saved."""
+    long_task = upslope.Task(prompts=["a", "b", "c" * 300], reward=vowels)
+    order = {seed: data_order(seed, position=0, count=3, size=3) for seed in range(20)}
+    seed = next(seed for seed in order if order[seed][2] == 2)
+    with pytest.raises(ModelError, match="exceeds the model's context"):
+        train(tmp_path, task=long_task, prompts_per_step=1, steps=3, seed=seed)
+    assert [path.name for path in Run.open(tmp_path / "run").checkpoints()] == ["step-00000002"]
+
+
+def test_frozen_adapters_stay_frozen_beside_a_reference(tmp_path):
+    """LoRA: scoring the reference turns no gradient on, so a resumed run finds its parameters."""
+    settings = {"lora": {"r": 2}, "freeze": ["*layers.0*"], "checkpoint_every_steps": 1}
+    run = train(tmp_path, **settings)
+    assert upslope.resume(run, task=task(), overrides={"steps": 3}).last_step == 3
+
+
+def test_none_in_task_options_survives_the_recipe_file():
+    recipe = Recipe.resolve({"task": {"options": {"system": None, "digits": 2}}})
+    assert Recipe.resolve(tomllib.loads(recipe.to_toml())).task.options == {"system": None, "digits": 2}
+
+
+def test_early_stopping_may_find_the_start_best(tmp_path):
+    """The model before the first step was the best one: it is what is exported, checkpoints asked for or not."""
+    torch.manual_seed(0)
+    before = load_model("tiny-llama", dtype=torch.float32)[0].state_dict()
+    state = {"calls": 0}
+
+    def metric(completion):
+        state["calls"] += 1
+        return 1.0 / state["calls"]
+
+    falling = upslope.Task(prompts=["a", "b"], reward=vowels, metric=metric, eval_prompts=["d"])
+    settings = {"prompts_per_step": 2, "every_steps": 1, "patience": 2, "checkpoint_every_steps": "none"}
+    run = train(tmp_path, task=falling, steps=9, **settings)
+    after = run.load_model().state_dict()
+    assert run.last_step == 2
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_evaluate_of_a_run_measures_what_the_run_measured(tmp_path):
+    """Stop strings, rewards and length are the run's own."""
+
+    def ended(completion, terminated):
+        return float(terminated)
+
+    stops = upslope.Task(prompts=["a", "b"], reward=ended, eval_prompts=[f"p{i}" for i in range(20)])
+    settings = {"task": stops, "stop": list("abcdefgh"), "max_new_tokens": 12, "every_steps": 2, "greedy": True}
+    run = train(tmp_path, prompts_per_step=2, **settings)
+    inside = run.metrics["evaluate/metric"][2]
+    assert upslope.evaluate(run, stops).interval.estimate == pytest.approx(inside)
+    assert inside > 0
+
+
+def test_separate_critic_learns_at_the_models_rate(tmp_path):
+    policy = load_policy(
+        "tiny-llama",
+        critic="separate",
+        keep_reference=False,
+        dtype="float32",
+        lora=None,
+        freeze=(),
+        gradient_checkpointing=False,
+        device="cpu",
+        seed=0,
+    )
+    optimizer = make_optimizer(policy.module, Recipe.resolve({}).optimizer)
+    rates = {id(p): group["base_lr"] for group in optimizer.param_groups for p in group["params"]}
+    named = {name: rates[id(p)] for name, p in policy.module.named_parameters()}
+    assert {rate for name, rate in named.items() if name.startswith("value_head.")} == {1e-3}
+    assert {rate for name, rate in named.items() if not name.startswith("value_head.")} == {1e-5}

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-
-from upslope.cli.generate import model_source
 
 
 def evaluate(
@@ -25,25 +22,17 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of words.")] = False,
 ) -> None:
     """Measure a model's metric on a task's held-out prompts, with a 95% interval."""
-    from upslope.errors import RecipeError
     from upslope.evaluation.evaluate import evaluate as measure
-    from upslope.recipe import Recipe, parse_override
-    from upslope.tasks import load_task
+    from upslope.recipe import parse_override
 
-    recipe_path = Path(model) / "recipe.toml"
-    recipe = Recipe.load(recipe_path) if recipe_path.exists() else None
-    if task is None and recipe is None:
-        raise RecipeError(f"{model!r} is no run folder, so --task must name the task to evaluate on")
-    same_task = recipe is not None and task in (None, recipe.task.name)
-    given = dict(recipe.task.options) if recipe is not None and same_task else {}
-    given |= dict(parse_override(text) for text in options or [])
     result = measure(
-        model_source(model),
-        load_task(task or recipe.task.name, given),  # type: ignore[union-attr]
+        model,
+        task,
         num_prompts=num_prompts,
-        max_new_tokens=max_new_tokens or (recipe.sampling.max_new_tokens if recipe else 64),
+        max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        options=dict(parse_override(text) for text in options or []),
     )
     interval, measured = result.interval, result.measurement
     failed = sum(measured.failures.values())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,36 +24,22 @@ def generate(
 ) -> None:
     """Write continuations of a prompt."""
     from upslope.engines.local import LocalEngine
-    from upslope.policies.loading import load_policy
-    from upslope.policies.sampling import Sampling
+    from upslope.evaluation.evaluate import policy_to_sample, sampling_of, source_and_recipe
+    from upslope.recipe import Recipe
     from upslope.records import Message, Prompt
 
     text = prompt if prompt is not None else sys.stdin.read()
-    policy = load_policy(
-        model_source(model),
-        critic=None,
-        keep_reference=False,
-        dtype="float32",
-        lora=None,
-        freeze=(),
-        gradient_checkpointing=False,
-        device="cpu",
-        seed=seed,
-    )
+    source, recipe = source_and_recipe(model)
+    settings = recipe or Recipe.resolve({})
+    policy = policy_to_sample(source, settings, seed=seed)
     content: str | tuple[Message, ...] = text
     if not plain and policy.tokenizer.chat_template is not None:
         before = ({"role": "system", "content": system},) if system else ()
         content = (*before, {"role": "user", "content": text})
     engine = LocalEngine(max_rows=64)
     engine.load(policy, version=0)
-    sampling = Sampling(temperature, None, None, max_new_tokens, ())
+    sampling = dataclasses.replace(sampling_of(settings), temperature=temperature, max_new_tokens=max_new_tokens)
     console = Console(highlight=False, soft_wrap=True)
     encoded = policy.encode(Prompt(0, content))
     for rollout in engine.sample([encoded], group_size=samples, sampling=sampling, seed=seed):
         console.print(rollout.text, markup=False)
-
-
-def model_source(name: str) -> str:
-    """A run folder stands for the final model in it."""
-    inside = Path(name) / "model"
-    return str(inside) if (inside / "config.json").exists() else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +16,8 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
-    """The last `width` values as bars between their smallest and largest."""
-    shown = list(values)[-width:]
+    """The last `width` finite values as bars between their smallest and largest."""
+    shown = [value for value in values if math.isfinite(value)][-width:]
     if not shown:
         return ""
     low, high = min(shown), max(shown)

@@ -82,7 +82,7 @@ class LocalEngine:
 
     @staticmethod
     def _check_context(policy: CausalPolicy, prompts: Sequence[Prompt], sampling: Sampling) -> None:
-        limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = policy.context_length
         longest = max(prompts, key=lambda prompt: len(prompt.tokens), default=None)
         if limit and longest and len(longest.tokens) + sampling.max_new_tokens > limit:
             raise ModelError(
@@ -110,7 +110,7 @@ def _generate(policy: CausalPolicy, rows: list[_Row], sampling: Sampling, seed: 
             keys, tokens, mask, lengths = keys[alive], tokens[alive], mask[alive], lengths[alive]
             cache.batch_select_indices(alive)
         mask = torch.cat([mask, mask.new_ones(len(active), 1)], 1)
-        output = policy.model(
+        output = policy.run(
             input_ids=tokens[:, None],
             attention_mask=mask,
             position_ids=(lengths + step)[:, None],
@@ -131,7 +131,7 @@ def _prefill(policy: CausalPolicy, rows: Sequence[_Row]):  # type: ignore[no-unt
         ids[i, width - len(prompt.tokens) :] = torch.tensor(prompt.tokens)
         mask[i, width - len(prompt.tokens) :] = 1
     ids, mask = ids.to(policy.device), mask.to(policy.device)
-    output = policy.model(
+    output = policy.run(
         input_ids=ids,
         attention_mask=mask,
         position_ids=(mask.cumsum(1) - 1).clamp_min(0),
@@ -158,10 +158,10 @@ def _stopped(row: _Row, policy: CausalPolicy, sampling: Sampling) -> StopReason 
         row.text = policy.tokenizer.decode(row.actions[:-1], skip_special_tokens=True)
         return "eos"
     if sampling.stop:
-        row.text = policy.tokenizer.decode(row.actions, skip_special_tokens=True)
-        found = [at for at in (row.text.find(stop) for stop in sampling.stop) if at >= 0]
-        if found:
-            row.text = row.text[: min(found)]
+        written = policy.tokenizer.decode(row.actions, skip_special_tokens=False)  # a stop may be a special token
+        if any(stop in written for stop in sampling.stop):
+            text = policy.tokenizer.decode(row.actions, skip_special_tokens=True)
+            row.text = text[: min((text.index(stop) for stop in sampling.stop if stop in text), default=len(text))]
             return "stop"
     if len(row.actions) == sampling.max_new_tokens:
         row.text = policy.tokenizer.decode(row.actions, skip_special_tokens=True)

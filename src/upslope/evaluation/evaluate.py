@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from upslope.engines.local import LocalEngine
-from upslope.errors import DataError
+from upslope.errors import DataError, ModelError, RecipeError
 from upslope.evaluation.intervals import Interval, mean_interval
 from upslope.evaluation.metrics import Measurement, measure
+from upslope.policies.causal import CausalPolicy
 from upslope.policies.loading import load_policy
 from upslope.policies.sampling import Sampling
+from upslope.recipe import Recipe
+from upslope.report.run import Run
 from upslope.rewards import Scorer
-from upslope.tasks import Task, load_task
+from upslope.tasks import Task, task_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,46 +31,79 @@ class Evaluation:
 
 
 def evaluate(
-    model: str | Path,
-    task: Task | str,
+    model: str | Path | Run,
+    task: Task | str | None = None,
     *,
+    options: Mapping[str, Any] | None = None,
     num_prompts: int | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     temperature: float = 0.0,
     seed: int = 0,
-    dtype: str = "float32",
-    device: str = "cpu",
-    reward_timeout_s: float = 30.0,
 ) -> Evaluation:
-    """The task's metric of a model (folder, hub id or embedded name) on the task's held-out prompts.
+    """The task's metric of a model on the task's held-out prompts, with a 95% interval over prompts.
 
-    Temperature 0 decodes greedily. The interval is at 95% over prompts.
-    Raises: DataError when the task has no held-out prompts; ModelError; RewardError when no prompt could be scored.
+    model: a run (then task, rewards, stop strings and length are the run's own unless given), a model folder, a hub id
+    or an embedded name. task: a Task, or a task's name with its options. Temperature 0 decodes greedily.
+    Raises: RecipeError when no task is named; DataError when it has no held-out prompts; ModelError; RewardError when
+    no prompt could be scored.
     """
-    task = load_task(task) if isinstance(task, str) else task
+    source, recipe = source_and_recipe(model)
+    task = _task(recipe, task, options or {})
     prompts = task.eval_prompts[:num_prompts]
     if not prompts:
         raise DataError(f"task {task.name!r} has no held-out prompts to evaluate on")
-    policy = load_policy(
-        str(model),
+    settings = recipe or Recipe.resolve({})
+    sampling = dataclasses.replace(sampling_of(settings), temperature=temperature)
+    if max_new_tokens is not None:
+        sampling = dataclasses.replace(sampling, max_new_tokens=max_new_tokens)
+    policy = policy_to_sample(source, settings, seed=seed)
+    engine = LocalEngine(max_rows=settings.engine.max_rows)
+    engine.load(policy, version=0)
+    reward = settings.reward
+    with Scorer(task.terms, timeout_s=reward.timeout_s, isolation=reward.isolation) as scorer:
+        encoded = [policy.encode(prompt) for prompt in prompts]
+        measured = measure(engine, encoded, scorer, metric=task.metric_name, sampling=sampling, seed=seed)
+    return Evaluation(task.metric_name, mean_interval(list(measured.values.values())), measured)
+
+
+def source_and_recipe(model: str | Path | Run) -> tuple[str, Recipe | None]:
+    """What to load, and the recipe where the model is a run (or a run's folder)."""
+    folder = model.folder if isinstance(model, Run) else Path(model)
+    if not (folder / "recipe.toml").is_file():
+        return str(model), None
+    run = Run.open(folder)
+    if not (run.model_path / "config.json").is_file():
+        raise ModelError(f"{folder} has no final model yet: {run.model_path} is written when training ends")
+    return str(run.model_path), Recipe.load(run.recipe_path)
+
+
+def policy_to_sample(source: str, recipe: Recipe, *, seed: int) -> CausalPolicy:
+    """A policy without critic or reference, in the recipe's precision and on its device."""
+    return load_policy(
+        source,
         critic=None,
         keep_reference=False,
-        dtype=dtype,
+        dtype=recipe.model.dtype,
         lora=None,
         freeze=(),
         gradient_checkpointing=False,
-        device=device,
+        device=recipe.model.device,
         seed=seed,
     )
-    engine = LocalEngine(max_rows=128)
-    engine.load(policy, version=0)
-    with Scorer(task.terms, timeout_s=reward_timeout_s) as scorer:
-        measured = measure(
-            engine,
-            [policy.encode(prompt) for prompt in prompts],
-            scorer,
-            metric=task.metric_name,
-            sampling=Sampling(temperature, None, None, max_new_tokens, ()),
-            seed=seed,
-        )
-    return Evaluation(task.metric_name, mean_interval(list(measured.values.values())), measured)
+
+
+def sampling_of(recipe: Recipe) -> Sampling:
+    """The distribution a recipe trains on."""
+    settings = recipe.sampling
+    return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.max_new_tokens, settings.stop)
+
+
+def _task(recipe: Recipe | None, task: Task | str | None, options: Mapping[str, Any]) -> Task:
+    if isinstance(task, Task):
+        return task
+    if recipe is None and task is None:
+        raise RecipeError("the model is no run, so a task must be named to evaluate on")
+    if recipe is None or task not in (None, recipe.task.name):
+        return task_of(Recipe.resolve({"task": {"name": task, "options": dict(options)}}))
+    given = {"name": recipe.task.name, "options": {**recipe.task.options, **options}}
+    return task_of(Recipe.resolve({"task": given, "reward": recipe.reward.model_dump()}))

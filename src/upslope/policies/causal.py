@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -49,7 +49,8 @@ class CausalPolicy:
     """Scores generated tokens by a Transformers causal language model, with or without a critic.
 
     critic: None; "head", a value head on the model's own last hidden states; or "separate", a value head on a copy of
-    the model's trunk. A frozen copy of the weights is the reference when keep_reference is set (with LoRA the
+    the model's trunk. autocast: compute in this dtype while the weights, which small steps must not round away, stay in
+    their own. A frozen copy of the weights is the reference when keep_reference is set (with LoRA the
     reference is the model with its adapters off, and no copy is made).
 
     Raises: ModelError when the model has no output head to read from.
@@ -62,9 +63,11 @@ class CausalPolicy:
         *,
         critic: str | None = None,
         keep_reference: bool = False,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.model = model
+        self._autocast = autocast
         self._lora = hasattr(model, "disable_adapter")
         self._base: PreTrainedModel = model.get_base_model() if self._lora else model
         self._head = self._base.get_output_embeddings()
@@ -88,6 +91,12 @@ class CausalPolicy:
         """Where the weights lie."""
         device: torch.device = self._base.device
         return device
+
+    @property
+    def context_length(self) -> int | None:
+        """How many tokens a row may have, where the model says so."""
+        limit = getattr(self._base.config.get_text_config(), "max_position_embeddings", None)
+        return None if limit is None else int(limit)
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -139,7 +148,7 @@ class CausalPolicy:
 
     def micro_batches(self, batch: Batch, *, max_tokens: int) -> list[Tensor]:
         """Row indices of pieces that compute at most max_tokens tokens each (a longer row stands alone)."""
-        found = layout.segments(batch, share=self._may_share(batch), with_last=True)
+        found = layout.segments(batch, share=self.shares_prompts and self._may_share(batch), with_last=True)
         return [torch.tensor(rows) for rows in layout.plan(found, max_tokens=max_tokens)]
 
     def score(self, batch: Batch, *, sampling: Sampling, entropy: bool = False, values: bool = False) -> Scores:
@@ -169,8 +178,11 @@ class CausalPolicy:
         Raises: ModelError when no reference was kept.
         """
         if self._lora:
+            flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
             with self.model.disable_adapter():
                 yield self
+            for parameter, flag in flags:  # peft turns every adapter's gradient on again, frozen ones included
+                parameter.requires_grad_(flag)
             return
         if self._reference is None:
             raise ModelError("this policy keeps no reference model; build it with keep_reference=True")
@@ -209,7 +221,7 @@ class CausalPolicy:
     def freeze(self, patterns: Sequence[str]) -> int:
         """Freeze the model's parameters whose names match a shell pattern; returns how many weights are frozen.
 
-        Raises: ModelError for a pattern that matches nothing.
+        Raises: ModelError for a pattern that matches nothing, or when nothing is left to train.
         """
         names = dict(self.model.named_parameters())
         for pattern in patterns:
@@ -218,6 +230,8 @@ class CausalPolicy:
                 raise ModelError(f"freeze pattern {pattern!r} matches no parameter, such as {next(iter(names))!r}")
             for name in matched:
                 names[name].requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in names.values()):
+            raise ModelError(f"the freeze patterns {list(patterns)} leave nothing of the model to train")
         return sum(p.numel() for p in names.values() if not p.requires_grad)
 
     def save(self, folder: Path) -> None:
@@ -226,6 +240,16 @@ class CausalPolicy:
         with quiet_transformers():
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
+
+    def run(self, **arguments: Any) -> Any:
+        """The model's own forward in the policy's precision: what scoring and the engine both call."""
+        with self._precision():
+            return self.model(**arguments)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._autocast)
 
     def _forward(self, batch: Batch, *, values: bool) -> _Outputs:
         share = self.shares_prompts and self._may_share(batch)
@@ -243,7 +267,7 @@ class CausalPolicy:
         # The model's own head runs on the gathered hidden states alone: whatever it does to its logits still applies.
         handle = self._head.register_forward_pre_hook(gather)
         try:
-            output = self.model(**arguments)
+            output = self.run(**arguments)
         finally:
             handle.remove()
         if not values:
@@ -254,7 +278,8 @@ class CausalPolicy:
             )
         hidden = trunk_hidden[0]
         if self.module.critic is not None:
-            hidden = self.module.critic(**arguments).last_hidden_state.flatten(0, 1)
+            with self._precision():
+                hidden = self.module.critic(**arguments).last_hidden_state.flatten(0, 1)
         read = self.module.value_head(hidden[torch.cat([inputs.actions, inputs.last])])
         return _Outputs(output.logits[0], read[: len(inputs.actions)], read[len(inputs.actions) :])
 

@@ -137,18 +137,22 @@ def load_policy(
 ) -> CausalPolicy:
     """A causal policy by folder, hub id, embedded name, or one of the tiny random models.
 
-    dtype: "float32" or "bfloat16". lora: arguments of peft's LoraConfig, or None. freeze: shell patterns over
-    parameter names. seed decides random weights (tiny models, adapters).
+    dtype: "float32" or "bfloat16", what is computed in. Weights that are trained stay in float32, for steps smaller
+    than bfloat16's rounding would be lost; with LoRA only the frozen weights are in bfloat16. lora: arguments of peft's
+    LoraConfig, or None. freeze: shell patterns over parameter names. seed decides random weights (tiny models,
+    adapters).
 
     Raises: ModelError naming what is missing or not loadable.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model, tokenizer = load_model(name, dtype=getattr(torch, dtype))
+        half = dtype == "bfloat16"
+        model, tokenizer = load_model(name, dtype=torch.bfloat16 if half and lora is not None else torch.float32)
         model.to(device)
         if lora is not None:
             model = _with_lora(model, lora)
-        policy = CausalPolicy(model, tokenizer, critic=critic, keep_reference=keep_reference)
+        autocast = torch.bfloat16 if half else None
+        policy = CausalPolicy(model, tokenizer, critic=critic, keep_reference=keep_reference, autocast=autocast)
     if freeze:
         policy.freeze(freeze)
     if gradient_checkpointing:
@@ -176,8 +180,8 @@ def load_model(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
     source = load_source(name)
     if not Path(source).exists() and not _may_be_hub_id(source):
         close = difflib.get_close_matches(name, [*EMBEDDED, *TINY_NAMES], n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; embedded models: {', '.join(EMBEDDED)}"
-        raise ModelError(f"model {name!r} is neither a folder nor a name known here{hint}")
+        hint = f"did you mean {close[0]!r}?" if close else f"embedded models: {', '.join(EMBEDDED)}"
+        raise ModelError(f"model {name!r} is no folder, and hub ids are written organisation/model; {hint}")
     options: dict[str, Any] = {"trust_remote_code": False}
     try:
         with quiet_transformers():
@@ -188,7 +192,16 @@ def load_model(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model {name!r} cannot be loaded: {reason}") from error
     _check_complete(name, found)
+    _make_savable(model)
     return model, tokenizer
+
+
+def _make_savable(model: PreTrainedModel) -> None:
+    """Hub models may carry sampling settings with sampling switched off: Transformers loads but will not save those."""
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:
+        model.generation_config.do_sample = True
 
 
 def _check_complete(name: str, found: Mapping[str, Any]) -> None:

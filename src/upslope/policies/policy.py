@@ -25,6 +25,11 @@ class Policy(Protocol):
         """Everything with weights: the model, and the critic where there is one."""
         ...
 
+    @property
+    def context_length(self) -> int | None:
+        """How many tokens a row may have, where the model says so."""
+        ...
+
     def encode(self, prompt: Prompt) -> Prompt:
         """The prompt with its tokens, as the model's own tokenizer and chat template give them."""
         ...

@@ -100,6 +100,10 @@ class Run:
             raise RecordError(f"every event has a {taken.pop()!r} of its own: give the logged value another name")
         self._events.append({"time": time.time(), "kind": kind, "step": step, **values})
 
+    def write_recipe(self, recipe_toml: str) -> None:
+        """Replace recipe.toml, whole or not at all: a resumed run may have new settings."""
+        _write(self.recipe_path, recipe_toml)
+
     def log_resume(self, step: int) -> None:
         """Mark that the run goes on from the end of this step: what the logs hold of later steps no longer stands."""
         for lines in (self._events, self._samples):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from upslope.tasks.loading import load_function as load_function
     from upslope.tasks.loading import load_task as load_task
     from upslope.tasks.loading import load_terms as load_terms
+    from upslope.tasks.loading import task_of as task_of
     from upslope.tasks.prompts import as_prompts as as_prompts
     from upslope.tasks.readers import read_prompts as read_prompts
     from upslope.tasks.task import Task as Task
@@ -22,6 +23,7 @@ _HOME_OF = {
     "load_function": "loading",
     "load_task": "loading",
     "load_terms": "loading",
+    "task_of": "loading",
     "as_prompts": "prompts",
     "read_prompts": "readers",
     "Task": "task",

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from upslope.errors import RecipeError
+from upslope.recipe import Recipe
 from upslope.rewards import numbers, rules
 from upslope.rewards.terms import RewardTerm, parameters
 from upslope.tasks.arithmetic import arithmetic
 from upslope.tasks.files import from_file
 from upslope.tasks.reasoning_gym import reasoning_gym
 from upslope.tasks.task import Task
+
+IN_MEMORY = "in-memory"
+"""What a recipe names as its task when the task was given as a Python object."""
 
 Spec = str | Mapping[str, Any] | Callable[..., Any] | RewardTerm
 
@@ -66,6 +70,28 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     if not isinstance(task, Task):
         raise RecipeError(f"task {name!r} gave a {type(task).__name__}; it must return an upslope.tasks.Task")
     return task
+
+
+def task_of(recipe: Recipe, task: Task | None = None) -> Task:
+    """The task a recipe names (or the given one), with the recipe's reward functions where it has any.
+
+    Raises: RecipeError when the recipe's task was a Python object and none is given.
+    """
+    if task is None:
+        if recipe.task.name == IN_MEMORY:
+            raise RecipeError("this run's task was a Python object; give it again, as upslope.resume(run, task=task)")
+        task = load_task(recipe.task.name, recipe.task.options)
+    if not recipe.reward.functions:
+        return task
+    metrics = [term for term in task.terms if term.name == task.metric_name]
+    return Task(
+        prompts=task.prompts,
+        reward=load_terms(recipe.reward.functions),
+        metric=metrics[0] if metrics else None,
+        eval_prompts=task.eval_prompts,
+        name=task.name,
+        skipped=task.skipped,
+    )
 
 
 def load_terms(specs: Spec | Sequence[Spec]) -> tuple[RewardTerm, ...]:

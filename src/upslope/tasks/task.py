@@ -76,12 +76,14 @@ def _with_metric(terms: list[RewardTerm], metric: Reward | None) -> tuple[tuple[
 def _check_prompts(name: str, prompts: Sequence[Prompt], eval_prompts: Sequence[Prompt]) -> None:
     if not prompts:
         raise DataError(f"task {name!r} has no prompts; give at least one")
-    for held in (prompts, eval_prompts):
-        seen: set[int] = set()
-        for prompt in held:
-            if prompt.id in seen:
-                raise DataError(f"task {name!r} has two prompts with id {prompt.id}; ids decide the random numbers")
-            seen.add(prompt.id)
+    seen: set[int] = set()
+    for prompt in (*prompts, *eval_prompts):
+        if prompt.id in seen:
+            raise DataError(
+                f"task {name!r} has two prompts with id {prompt.id}, held-out prompts included; give each its own id, "
+                "for it decides the random numbers"
+            )
+        seen.add(prompt.id)
 
 
 def _check_columns(term: RewardTerm, prompts: Sequence[Prompt]) -> None:

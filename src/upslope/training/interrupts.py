@@ -38,7 +38,9 @@ class Interrupts:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(
+                "stopped at once, without saving; `upslope resume` goes on from the last checkpoint"
+            )
         already, self.requested = self.requested, True
         if self._allowed and not already:
             raise Interrupted

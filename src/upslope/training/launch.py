@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import random
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,21 +14,21 @@ import numpy as np
 import torch
 
 from upslope.engines.local import LocalEngine
-from upslope.errors import CheckpointError, DivergenceError, RecipeError
+from upslope.errors import CheckpointError, RecipeError, UpslopeError
+from upslope.evaluation.evaluate import sampling_of
+from upslope.policies.causal import CausalPolicy
 from upslope.policies.loading import load_policy
-from upslope.policies.sampling import Sampling
 from upslope.recipe import Recipe
 from upslope.report.run import Run
 from upslope.report.trackers import Tracker, open_trackers
 from upslope.rewards import Scorer
-from upslope.tasks import Task, load_task, load_terms
+from upslope.tasks import Task, task_of
+from upslope.tasks.loading import IN_MEMORY
 from upslope.training import policy_gradient, supervised
 from upslope.training.checkpoint import Checkpoint, load_latest
 from upslope.training.interrupts import Interrupted, Interrupts
 from upslope.training.optimizer import make_optimizer
 from upslope.training.session import Session, TrainState
-
-IN_MEMORY = "in-memory"
 
 
 def train(
@@ -60,19 +61,11 @@ def train(
             overrides[name] = IN_MEMORY if isinstance(value, Task) else str(value)
     if trackers is not None:
         overrides["run.trackers"] = [tracker for tracker in trackers if isinstance(tracker, str)]
-    resolved = Recipe.resolve(_start(recipe, algorithm), overrides)
+    if model is not None and not isinstance(model, str | Path):
+        raise RecipeError(f"model is a {type(model).__name__}, but must be a folder, a hub id or an embedded name")
+    resolved = Recipe.resolve({} if recipe is None else recipe.model_dump(), overrides)
     given = task if isinstance(task, Task) else None
     return launch(resolved, task=given, trackers=[t for t in trackers or () if not isinstance(t, str)])
-
-
-def _start(recipe: Recipe | None, algorithm: str | None) -> dict[str, Any]:
-    """What the overrides are laid over; another preset replaces the recipe's algorithm section."""
-    if recipe is None:
-        return {}
-    values = recipe.model_dump()
-    if algorithm is not None and algorithm != recipe.algorithm.preset:
-        values["algorithm"] = {}
-    return values
 
 
 def resume(
@@ -96,28 +89,55 @@ def launch(
     recipe: Recipe, *, task: Task | None = None, trackers: Sequence[Tracker] = (), resumed: Run | None = None
 ) -> Run:
     """Build what the recipe names and run its loop to the end; see `train` and `resume`."""
-    task = task or _task(recipe)
-    task = _with_rewards(task, recipe)
+    task = task_of(recipe, task)
     _check(recipe, task)
+    _seed_everything(recipe.training.seed)
+    policy = _policy(recipe)
+    optimizer = make_optimizer(policy.module, recipe.optimizer)
     run = resumed or Run.create(recipe.run.folder or _fresh_folder(recipe), recipe.to_toml())
-    loop = policy_gradient.train if recipe.method == "policy_gradient" else supervised.train
     with run, ExitStack() as stack:
         checkpoint = _newest_checkpoint(run) if resumed is not None else None
         step = None if checkpoint is None else checkpoint.step
         own = open_trackers(recipe.run.trackers, run.folder, recipe.model_dump(), resume_step=step)
-        for tracker in own:
-            stack.callback(tracker.close)
-        session = _session(recipe, run, task, [*own, *trackers], stack)
-        if checkpoint is not None:
-            session.restore(checkpoint)
-            run.log_resume(checkpoint.step)
+        for tracker in (*own, *trackers):
+            stack.callback(_close, tracker)
+        session = Session(
+            recipe=recipe,
+            run=run,
+            policy=policy,
+            engine=LocalEngine(max_rows=recipe.engine.max_rows),
+            task=task,
+            scorer=_scorer(recipe, task, stack),
+            optimizer=optimizer,
+            sampling=sampling_of(recipe),
+            trackers=[*own, *trackers],
+            interrupts=stack.enter_context(Interrupts()),
+            state=TrainState(kl_coef=recipe.algorithm.kl_coef),
+        )
+        if resumed is not None:
+            _continue(session, checkpoint)
+        loop = policy_gradient.train if recipe.method == "policy_gradient" else supervised.train
         return _guarded(session, loop)
 
 
+def _continue(session: Session, checkpoint: Checkpoint | None) -> None:
+    """Take up a run at its checkpoint, or at its start where it ended before the first one."""
+    if checkpoint is not None:
+        session.restore(checkpoint)
+    recipe_toml = session.recipe.to_toml()
+    if recipe_toml != session.run.recipe_toml:
+        session.run.write_recipe(recipe_toml)
+        session.run.log("settings", step=session.state.step, recipe=recipe_toml)
+    session.run.log_resume(session.state.step if checkpoint is not None else -1)
+
+
 def _guarded(session: Session, loop: Callable[[Session], None]) -> Run:
+    """Run the loop; whatever ends it early leaves a checkpoint of the last whole step."""
     try:
         loop(session)
-    except DivergenceError:
+    except CheckpointError:
+        raise
+    except UpslopeError:
         session.save()
         raise
     except Interrupted:
@@ -129,13 +149,12 @@ def _guarded(session: Session, loop: Callable[[Session], None]) -> Run:
     return session.run
 
 
-def _session(recipe: Recipe, run: Run, task: Task, trackers: list[Tracker], stack: ExitStack) -> Session:
-    settings = recipe.model
-    _seed_everything(recipe.training.seed)
-    policy = load_policy(
+def _policy(recipe: Recipe) -> CausalPolicy:
+    settings, learns = recipe.model, recipe.method == "policy_gradient"
+    return load_policy(
         settings.name,
-        critic=settings.critic if recipe.algorithm.needs_critic and recipe.method == "policy_gradient" else None,
-        keep_reference=recipe.algorithm.needs_reference and recipe.method == "policy_gradient",
+        critic=settings.critic if recipe.algorithm.needs_critic and learns else None,
+        keep_reference=recipe.algorithm.needs_reference and learns,
         dtype=settings.dtype,
         lora=settings.lora.model_dump() if settings.lora else None,
         freeze=settings.freeze,
@@ -143,30 +162,22 @@ def _session(recipe: Recipe, run: Run, task: Task, trackers: list[Tracker], stac
         device=settings.device,
         seed=recipe.training.seed,
     )
-    scorer = None
-    if recipe.method == "policy_gradient" or recipe.evaluation.every_steps:
-        reward = recipe.reward
-        scorer = stack.enter_context(Scorer(task.terms, timeout_s=reward.timeout_s, isolation=reward.isolation))
-    sampling = recipe.sampling
-    return Session(
-        recipe=recipe,
-        run=run,
-        policy=policy,
-        engine=LocalEngine(max_rows=recipe.engine.max_rows),
-        task=task,
-        scorer=scorer,
-        optimizer=make_optimizer(policy.module, recipe.optimizer),
-        sampling=Sampling(
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            max_new_tokens=sampling.max_new_tokens,
-            stop=sampling.stop,
-        ),
-        trackers=trackers,
-        interrupts=stack.enter_context(Interrupts()),
-        state=TrainState(kl_coef=recipe.algorithm.kl_coef),
-    )
+
+
+def _scorer(recipe: Recipe, task: Task, stack: ExitStack) -> Scorer | None:
+    """The reward functions' worker; a supervised run without evaluation needs none."""
+    if recipe.method == "supervised" and not recipe.evaluation.every_steps:
+        return None
+    reward = recipe.reward
+    return stack.enter_context(Scorer(task.terms, timeout_s=reward.timeout_s, isolation=reward.isolation))
+
+
+def _close(tracker: Tracker) -> None:
+    """Close a tracker; one that cannot write its last lines must not undo a finished run."""
+    try:
+        tracker.close()
+    except Exception as error:
+        warnings.warn(f"{type(tracker).__name__} could not be closed: {error}", stacklevel=2)
 
 
 def _seed_everything(seed: int) -> None:
@@ -176,39 +187,19 @@ def _seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _newest_checkpoint(run: Run) -> Checkpoint:
+def _newest_checkpoint(run: Run) -> Checkpoint | None:
+    """The checkpoint to resume from, None where the run ended before its first.
+
+    Raises: CheckpointError when checkpoints are there but none is intact, or when a finished run kept none.
+    """
     checkpoint, problems = load_latest(run.checkpoints_path)
     for problem in problems:
         run.log("damaged_checkpoint", step=0 if checkpoint is None else checkpoint.step, problem=problem)
-    if checkpoint is None:
-        raise CheckpointError(
-            f"{run.folder} has no intact checkpoint to resume from; start it again with `upslope train`"
-            + (f" ({problems[0]})" if problems else "")
-        )
+    if checkpoint is None and problems:
+        raise CheckpointError(f"{run.folder} has no intact checkpoint to resume from: {problems[0]}")
+    if checkpoint is None and run.model_path.exists():
+        raise CheckpointError(f"{run.folder} is finished and kept no checkpoint, so there is nothing to resume")
     return checkpoint
-
-
-def _task(recipe: Recipe) -> Task:
-    if recipe.task.name == IN_MEMORY:
-        raise RecipeError("this run's task was a Python object; resume it with upslope.resume(run, task=task)")
-    return load_task(recipe.task.name, recipe.task.options)
-
-
-def _with_rewards(task: Task, recipe: Recipe) -> Task:
-    """The task with the recipe's reward functions in place of its own, where the recipe gives any."""
-    if not recipe.reward.functions:
-        return task
-    metric = (
-        next(term for term in task.terms if term.name == task.metric_name) if task.metric_name != "reward" else None
-    )
-    return Task(
-        prompts=task.prompts,
-        reward=load_terms(recipe.reward.functions),
-        metric=metric,
-        eval_prompts=task.eval_prompts,
-        name=task.name,
-        skipped=task.skipped,
-    )
 
 
 def _check(recipe: Recipe, task: Task) -> None:

@@ -15,19 +15,19 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW in three groups: weights; norms and biases, without decay; the critic, at its own learning rate."""
+    """AdamW in three groups: weights; norms and biases, without decay; the value head, at its own learning rate."""
     weights: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    critic: list[nn.Parameter] = []
+    head: list[nn.Parameter] = []
     for name, parameter in trainable(module).items():
-        if is_critic(name):
-            critic.append(parameter)
+        if name.startswith("value_head."):
+            head.append(parameter)
         else:
             (weights if parameter.dim() > 1 else plain).append(parameter)
     groups = [
         {"params": weights, "base_lr": settings.lr, "weight_decay": settings.weight_decay},
         {"params": plain, "base_lr": settings.lr, "weight_decay": 0.0},
-        {"params": critic, "base_lr": settings.critic_lr, "weight_decay": 0.0},
+        {"params": head, "base_lr": settings.critic_lr, "weight_decay": 0.0},
     ]
     filled = [group for group in groups if group["params"]]
     return torch.optim.AdamW(filled, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -36,8 +36,8 @@ def train(session: Session) -> None:
             except RecordError as error:  # a non-finite log-probability, value or reward, found before any update
                 learned = {"skipped": 1, "problem": str(error)}
             metrics |= learned
-        elif experience.failed:
-            metrics |= {"skipped": 1, "problem": f"no sample was usable: {dict(experience.dropped)}"}
+        else:
+            metrics |= {"skipped": int(experience.failed), "problem": f"no usable sample: {dict(experience.dropped)}"}
         state = dataclasses.replace(
             state,
             bad_steps=state.bad_steps + 1 if metrics.get("skipped") else 0,
@@ -49,21 +49,28 @@ def train(session: Session) -> None:
 def learn(session: Session, experience: Experience, state: TrainState) -> tuple[TrainState, dict[str, float | str]]:
     """One step's learning from its experience: (state with KL coefficient and running mean, metrics)."""
     settings = session.recipe.algorithm
-    batch, _ = collate(experience.rollouts)
+    rollouts = [r for r in experience.rollouts if r.terminated or settings.overlong != "mask"]
+    if not rollouts:
+        return state, {"skipped": 1, "problem": "every row was cut and algorithm.overlong is 'mask'"}
+    batch, _ = collate(rollouts)
     batch = rescore(session, batch.to(next(session.policy.module.parameters()).device))
     batch, metrics = charge_kl(session, batch, state.kl_coef)
+    steered = _steer_kl(session, state, metrics, batch.num_rows)
     credit = assign_credit(batch, settings, RunningMean(state.running_mean, state.running_weight))
     batch = batch.replace(advantages=credit.advantages, returns=credit.returns)
-    _log_samples(session, experience.rollouts, batch)
-    trained = batch.select((batch.terminated).nonzero()[:, 0]) if settings.overlong == "mask" else batch
-    if not trained.num_rows:
-        return state, {**metrics, "skipped": 1, "problem": "every row was cut and algorithm.overlong is 'mask'"}
-    metrics |= optimise(session, trained, state)
-    if "kl_row" in metrics and settings.kl_target is not None:
-        controller = AdaptiveKL(state.kl_coef, settings.kl_target, settings.kl_horizon)
-        state = dataclasses.replace(state, kl_coef=controller.update(float(metrics["kl_row"]), batch.num_rows).coef)
+    _log_samples(session, rollouts, batch)
+    metrics |= optimise(session, batch, state)
     mean = credit.running_mean
-    return dataclasses.replace(state, running_mean=mean.mean, running_weight=mean.weight), metrics
+    return dataclasses.replace(steered, running_mean=mean.mean, running_weight=mean.weight), metrics
+
+
+def _steer_kl(session: Session, state: TrainState, metrics: Mapping[str, float | str], num_rows: int) -> TrainState:
+    """The state with the KL coefficient of the next step, where an adaptive controller holds a target."""
+    settings = session.recipe.algorithm
+    if settings.kl_target is None:
+        return state
+    controller = AdaptiveKL(state.kl_coef, settings.kl_target, settings.kl_horizon)
+    return dataclasses.replace(state, kl_coef=controller.update(float(metrics["kl_row"]), num_rows).coef)
 
 
 @torch.no_grad()
@@ -73,8 +80,7 @@ def rescore(session: Session, batch: Batch) -> Batch:
     Exactly on-policy steps that need no values skip the pass: the update's own log-probabilities are then the old ones.
     """
     settings = session.recipe.algorithm
-    off_policy = settings.epochs * settings.minibatches > 1 or settings.overlong == "mask"
-    if off_policy or settings.needs_critic or settings.kl == "reward":
+    if settings.epochs * settings.minibatches > 1 or settings.needs_critic or settings.kl == "reward":
         batch = _score_into(session, batch, reference=False)
     return _score_into(session, batch, reference=True) if settings.needs_reference else batch
 
@@ -211,7 +217,7 @@ def describe(experience: Experience) -> dict[str, float | str]:
     return metrics
 
 
-def _log_samples(session: Session, rollouts: tuple[Rollout, ...], batch: Batch) -> None:
+def _log_samples(session: Session, rollouts: Sequence[Rollout], batch: Batch) -> None:
     per_action = {
         "old_logprobs": batch.old_logprobs,
         "ref_logprobs": batch.ref_logprobs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 import time
 import warnings
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from upslope.engines.engine import Engine
@@ -178,7 +180,7 @@ class Session:
             values={str(prompt): value for prompt, value in measured.values.items()},
         )
         self._track(state.step, {f"evaluate/{name}": value for name, value in values.items()})
-        if better and self.recipe.run.checkpoint_every_steps and state.step:
+        if better and (settings.patience or (self.recipe.run.checkpoint_every_steps and state.step)):
             self.save()
 
     def _finished(self) -> bool:
@@ -202,6 +204,7 @@ class Session:
             "optimizer": optimizer_state,
             "random": random_state(),
             "base": self.base,
+            "data": _data_digest(self.task),
         }
         folder = self.run.checkpoints_path
         started = time.perf_counter()
@@ -214,10 +217,15 @@ class Session:
         self.run.log("checkpoint", step=self.state.step, save_s=time.perf_counter() - started)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint, bit for bit.
+        """Continue from a checkpoint, bit for bit where the recipe is unchanged; settings are the recipe's own.
 
-        Raises: CheckpointError when the base model or its shapes are no longer those the run started from.
+        Raises: CheckpointError when the base model, its shapes or the prompts are not those the run started from.
         """
+        if checkpoint.state["data"] != _data_digest(self.task):
+            raise CheckpointError(
+                f"{checkpoint.path} was trained on other prompts than task {self.task.name!r} now has; give the task "
+                "it was started with"
+            )
         if checkpoint.state["base"] != self.base:
             raise CheckpointError(
                 f"{checkpoint.path} was trained from other weights than model {self.recipe.model.name!r} now holds; "
@@ -225,13 +233,21 @@ class Session:
             )
         self._load_parameters(checkpoint)
         parameters = trainable(self.policy.module)
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         load_optimizer(
             self.optimizer, parameters.items(), checkpoint.tensors["optimizer"], checkpoint.state["optimizer"]
         )
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
         restore_random_state(checkpoint.state["random"])
         state = TrainState(**checkpoint.state["train"])
         gave_up = state.bad_steps >= self.recipe.training.max_bad_steps
-        self.state = dataclasses.replace(state, bad_steps=0) if gave_up else state
+        algorithm = self.recipe.algorithm
+        self.state = dataclasses.replace(
+            state,
+            bad_steps=0 if gave_up else state.bad_steps,
+            kl_coef=algorithm.kl_coef if algorithm.kl_target is None else state.kl_coef,
+        )
         self._saved = self.state.step
         self.engine.load(self.policy, version=self.state.step)
 
@@ -246,7 +262,7 @@ class Session:
     def export(self) -> None:
         """Write the final model: the best evaluated one where early stopping was asked for, else the last."""
         best = self.run.checkpoints_path / f"step-{self.state.best_step:08d}"
-        if self.recipe.evaluation.patience and self.state.best_step not in (0, self.state.step) and best.exists():
+        if self.recipe.evaluation.patience and self.state.best_step != self.state.step:
             self._load_parameters(load_checkpoint(best))
         temporary = self.run.folder / ".tmp-model"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -255,9 +271,17 @@ class Session:
             critic = {name: p.detach() for name, p in trainable(self.policy.module).items() if is_critic(name)}
             if critic:
                 save_file(critic, temporary / "critic.safetensors")
-        except OSError as error:
+        except (OSError, SafetensorError, ValueError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"the final model cannot be written to {self.run.model_path}: {error}") from error
         shutil.rmtree(self.run.model_path, ignore_errors=True)
         temporary.rename(self.run.model_path)
         self.run.log("finished", step=self.state.step, reason=self.stop_reason, train_s=self.state.train_s)
+
+
+def _data_digest(task: Task) -> str:
+    """A digest of the training prompts, in order, to notice that a resumed run got others."""
+    digest = hashlib.blake2b(digest_size=16)
+    for prompt in task.prompts:
+        digest.update(f"{prompt.id}\0{prompt.text}\0".encode())
+    return digest.hexdigest()

@@ -42,10 +42,11 @@ def train(session: Session) -> None:
 def fit(session: Session, batch: Batch, *, step: int) -> dict[str, float | str]:
     """One optimiser step on the mean cross-entropy [nats per token] of the batch's actions."""
     recipe = session.recipe
+    plain = dataclasses.replace(session.sampling, temperature=1.0, top_k=None, top_p=None)
     lr = set_learning_rate(session.optimizer, recipe.optimizer, step=step, total_steps=recipe.training.steps)
 
     def terms_of(piece: Batch, index: Tensor) -> Terms:  # noqa: ARG001 - every action weighs the same
-        logprobs = session.policy.score(piece, sampling=session.sampling).logprobs
+        logprobs = session.policy.score(piece, sampling=plain).logprobs
         loss = losses.weighted_sum(-logprobs, weights=logprobs.new_ones(()), denominator=len(batch.actions))
         return Terms(loss, {"loss": float(loss.detach())})
 
@@ -63,7 +64,7 @@ def fit(session: Session, batch: Batch, *, step: int) -> dict[str, float | str]:
 def demonstration(session: Session, prompt: Prompt, group: int) -> Rollout:
     """A prompt and its completion as a rollout whose actions are the completion's tokens and the end of the row.
 
-    Raises: DataError when the prompt has no completion.
+    Raises: DataError when the prompt has no completion, or the two exceed the model's context.
     """
     completion = prompt.columns.get(session.recipe.supervised.completion)
     if not isinstance(completion, str) or not completion:
@@ -72,6 +73,12 @@ def demonstration(session: Session, prompt: Prompt, group: int) -> Rollout:
     encoded = session.encode([prompt])[0]
     actions = session.policy.encode_completion(completion)
     first = len(encoded.tokens) - 1
+    limit = session.policy.context_length
+    if limit is not None and len(encoded.tokens) + len(actions) > limit:
+        raise DataError(
+            f"prompt {prompt.id} and its completion have {len(encoded.tokens) + len(actions)} tokens, which exceeds "
+            f"the model's context of {limit}; shorten it or leave it out"
+        )
     return Rollout(
         prompt=encoded,
         group=group,

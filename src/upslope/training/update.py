@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -178,11 +179,11 @@ def update(
     A non-finite loss or gradient skips the step.
     """
     weights, denominator = step_weights(batch, settings, constant_length=sampling.max_new_tokens)
-    logprobs = torch.empty(len(batch.actions))
+    logprobs = torch.empty(len(batch.actions), device=batch.actions.device)
 
     def terms_of(piece: Batch, index: Tensor) -> Terms:
         scores = policy.score(piece, sampling=sampling, entropy=True, values=settings.needs_critic)
-        logprobs[index] = scores.logprobs.detach().float().cpu()
+        logprobs[index] = scores.logprobs.detach().float()
         return policy_loss(
             scores,
             piece,
@@ -207,6 +208,10 @@ def _drift(logprobs: Tensor, batch: Batch, settings: AlgorithmSettings) -> dict[
     assert batch.advantages is not None
     statistics = losses.ratio_statistics(logprobs, batch.old_logprobs)
     log_ratios = logprobs - batch.old_logprobs
+    if settings.surrogate == "cispo":
+        assert settings.clip_high is not None
+        capped = log_ratios > math.log1p(settings.clip_high)
+        return {"policy_kl": statistics.k3, "clip_fraction": float(capped.float().mean())}
     if settings.surrogate.startswith("sequence"):
         log_ratios = losses.sequence_log_ratios(
             logprobs,
