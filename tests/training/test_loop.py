@@ -158,6 +158,43 @@ def test_failed_samples_leave_baseline_and_denominator(tmp_path, stack):
     torch.testing.assert_close(captured[0], expected / (len(scored) * 4), rtol=0, atol=1e-6)
 
 
+def test_masked_rows_leave_numerator_and_denominator_but_not_the_length(tmp_path, stack):
+    """CHECKS 9: with overlong = "mask" a step is that of its finished rows alone; length stays that of all rows."""
+    settings = {"algorithm.preset": "dr_grpo", "group_size": 8, "steps": 1, "overlong": "mask", "max_new_tokens": 3}
+
+    def shorter(completion):
+        return 1.0 / len(completion)
+
+    session = bandit_session(tmp_path / "run", settings, reward=shorter, arms=2, stop=0, stack=stack)
+    captured = []
+    session.optimizer.step = lambda: captured.append(session.policy.module.logits.grad[0].clone())
+    policy_gradient.train(session)
+    rows = session.engine.sample(
+        session.encode(session.task.prompts * 16),
+        group_size=8,
+        sampling=session.sampling,
+        seed=session.seed("rollout", 1, 0),
+    )
+    finished = [row for row in rows if row.terminated]
+    assert 0 < len(finished) < len(rows)
+    expected = torch.zeros(2)
+    for row in finished:
+        peers = [shorter(other.text) for other in finished if other.group == row.group]
+        for action in row.actions:
+            expected -= (shorter(row.text) - sum(peers) / len(peers)) * (torch.eye(2)[action] - 0.5)
+    torch.testing.assert_close(captured[0], expected / (len(finished) * 3), rtol=0, atol=1e-6)
+    assert session.run.metrics["length"][1] == pytest.approx(sum(len(row.actions) for row in rows) / len(rows))
+
+
+@pytest.mark.parametrize("preset", ["grpo", "ppo"])
+def test_engine_trainer_gap_is_logged_every_step(preset, tmp_path):
+    """CHECKS 22: with and without a scoring pass before the update; the local engine's gap is rounding."""
+    for step in train(tmp_path, algorithm=preset).history():
+        assert 0 <= step["gap_max"] < 1e-4
+        assert 0 <= step["gap_k3"] < 1e-7
+        assert step["gap_ess"] > 0.9999
+
+
 def test_reward_worker_failures_off_the_main_thread(tmp_path):
     """CHECKS 40: a reward that raises or hangs, trained from a thread, is counted and its sample excluded."""
 
