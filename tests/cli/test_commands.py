@@ -15,7 +15,6 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from upslope import __version__
-from upslope.cli.generate import model_source
 from upslope.cli.main import run as command_line
 from upslope.cli.progress import LiveProgress, duration, sparkline
 from upslope.cli.quickstart import report
@@ -104,7 +103,13 @@ def test_train_leaves_a_whole_run(trained):
 def test_train_says_what_it_does(upslope, recipe, tmp_path):
     status, out, err = upslope("train", recipe, "--set", f"folder={tmp_path}/run", "--set", "steps=2")
     assert (status, err) == (0, "")
-    for expected in ("step 0: held-out metric 0.", "step 1/2  reward ", "step 2/2  reward ", "tok/s", f"{tmp_path}/run"):
+    for expected in (
+        "step 0: held-out metric 0.",
+        "step 1/2  reward ",
+        "step 2/2  reward ",
+        "tok/s",
+        f"{tmp_path}/run",
+    ):
         assert expected in out
     assert out.rstrip().endswith(f"the model is an ordinary Transformers folder: {tmp_path}/run/model")
 
@@ -113,7 +118,9 @@ def test_resume_continues_and_equals_an_uninterrupted_run(upslope, recipe, tmp_p
     """CHECKS 38: two steps and one more are three steps, to the bit, by the commands."""
     common = ("--set", "every_steps=none")
     upslope("train", recipe, *common, "--set", f"folder={tmp_path}/whole", "--set", "steps=3")
-    upslope("train", recipe, *common, "--set", f"folder={tmp_path}/part", "--set", "steps=3", "--set", "max_train_s=1e-9")
+    upslope(
+        "train", recipe, *common, "--set", f"folder={tmp_path}/part", "--set", "steps=3", "--set", "max_train_s=1e-9"
+    )
     before = [event["step"] for event in Run.open(tmp_path / "part").events("train")]
     assert before == [1]
     status, out, _ = upslope("resume", tmp_path / "part", "--set", "max_train_s=none")
@@ -134,7 +141,10 @@ def test_resume_continues_and_equals_an_uninterrupted_run(upslope, recipe, tmp_p
         (["lr=fast"], "optimizer.lr is 'fast', but it should be a valid number"),
         (["lr"], "--set 'lr' has no value; write --set section.setting=value"),
         (["minibatches=3"], "training.prompts_per_step is 4, which algorithm.minibatches = 3 must divide"),
-        (["model.name=tiny-lama"], "model 'tiny-lama' is no folder, and hub ids are written organisation/model; did you mean"),
+        (
+            ["model.name=tiny-lama"],
+            "model 'tiny-lama' is no folder, and hub ids are written organisation/model; did you mean",
+        ),
         (["task.name=arithmetik"], "there is no task 'arithmetik'"),
         (["device=cuda"], "model.device is 'cuda', but torch sees no such device; use 'cpu'"),
         (["freeze=['nothing.*']"], "freeze pattern 'nothing.*' matches no parameter"),
@@ -161,8 +171,10 @@ def test_missing_things_are_named(upslope, tmp_path):
     assert error_of(upslope("train", missing)) == f"recipe '{missing}' cannot be read: No such file or directory"
     missing = tmp_path / "norun"
     assert error_of(upslope("resume", missing)) == f"{missing} is no run folder: it holds no recipe.toml"
-    assert "is no folder, and hub ids are written organisation/model" in error_of(upslope("generate", "missing-model", "hello"))
-    assert "so --task must name the task to evaluate on" in error_of(upslope("evaluate", "tiny-llama"))
+    assert "is no folder, and hub ids are written organisation/model" in error_of(
+        upslope("generate", "missing-model", "hello")
+    )
+    assert "so a task must be named to evaluate on" in error_of(upslope("evaluate", "tiny-llama"))
     assert "there is no task 'nope'" in error_of(upslope("evaluate", "tiny-llama", "--task", "nope"))
     assert error_of(upslope("fetch", "nope")).startswith("'nope' is no embedded model; the embedded models are: smoll")
 
@@ -254,11 +266,6 @@ def test_interrupt_saves_and_says_how_to_resume(recipe, tmp_path):
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
 
 
-def test_a_run_folder_stands_for_its_model(trained):
-    assert model_source(str(trained)) == str(trained / "model")
-    assert model_source("tiny-llama") == "tiny-llama"
-
-
 def test_quickstart_report_ends_with_its_line_for_scripts(tmp_path):
     """The last line is in the form that scripts read, whatever the width of the console."""
     with Run.create(tmp_path / "run", Recipe().to_toml()) as run:
@@ -290,5 +297,3 @@ def test_sparkline_and_duration():
     assert sparkline([2.0, 2.0]) == "▁▁"
     assert len(sparkline(range(100))) == 24
     assert [duration(s) for s in (0, 7.4, 61, 3723)] == ["0:00", "0:07", "1:01", "1:02:03"]
-
-

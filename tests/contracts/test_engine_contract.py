@@ -193,6 +193,19 @@ def test_stop_strings_end_a_row(engine, policy, sampling):
             assert same(before) == same(after)
 
 
+def test_a_special_token_may_be_a_stop_string(engine, policy, sampling):
+    """The row ends there; special tokens, that one included, are no part of its text."""
+    setting = sampling(3.0, max_new_tokens=40, stop=("<pad>", "ZZZ"))
+    rollouts = engine.sample(prompts_of(policy), group_size=12, sampling=setting, seed=1)
+    found = [r for r in rollouts if r.stop_reason == "stop"]
+    assert len(found) > 5
+    pad, unknown = policy.tokenizer.pad_token_id, policy.tokenizer.unk_token_id
+    assert any(unknown in r.actions for r in found)
+    for rollout in found:
+        assert [at for at, action in enumerate(rollout.actions) if action == pad] == [len(rollout.actions) - 1]
+        assert rollout.text == policy.tokenizer.decode([a for a in rollout.actions if a not in (pad, unknown)])
+
+
 def test_non_finite_logits_are_reported(engine, policy, sampling):
     """A model that has broken down gives rows whose log-probabilities say so, never an invented number."""
     with torch.no_grad():

@@ -97,8 +97,11 @@ def test_freezing_by_pattern(make_policy, sampling):
     optimizer.step()
     for name, parameter in policy.model.named_parameters():
         assert torch.equal(parameter, before[name]) == (name in frozen), name
-    assert policy.freeze(["*"]) == sum(p.numel() for p in policy.model.parameters())
+    total = sum(p.numel() for p in policy.model.parameters())
+    assert policy.freeze(["*proj*"]) == total - 3 * 64  # the last layer's two norms and the final one still train
     assert policy.module.value_head.linear.weight.requires_grad
+    with pytest.raises(ModelError, match="leave nothing of the model to train"):
+        policy.freeze(["*"])
     with pytest.raises(ModelError, match=r"freeze pattern 'layers\.9\*' matches no parameter, such as 'model\."):
         policy.freeze(["layers.9*"])
 
