@@ -3,7 +3,8 @@
 Needs `pip install -e '.[bench]'`. Every learner takes the same number of environment steps at the settings of SB3's
 zoo, seed after seed in turn, on one thread, and is evaluated by its best actions on the same 100 episodes. For
 Pendulum the zoo has SB3 explore by gSDE; upslope's example has plain Gaussian noise, so SB3 runs both ways. Seconds
-are of training alone. Takes about ten minutes.
+are of training alone: of the clock, and of the processor, which other programs on the machine disturb less and whose
+ratio to upslope's is therefore the one given. Takes about ten minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -49,6 +50,14 @@ PENDULUM = {
 GSDE = {"use_sde": True, "sde_sample_freq": 4}
 
 
+class Measured(NamedTuple):
+    """Mean return of the evaluation, and the clock's and the processor's seconds of one training."""
+
+    score: float
+    wall_s: float
+    cpu_s: float
+
+
 def upslope_learner(script: dict[str, Any]) -> Callable[[int, int], Act]:
     """steps, seed -> best actions, by an example's own `train`."""
 
@@ -77,34 +86,38 @@ def sb3_learner(environment: str, num_envs: int, settings: dict[str, Any]) -> Ca
 
 def measure(
     learners: dict[str, Callable[[int, int], Act]], script: dict[str, Any], *, steps: int, num_seeds: int
-) -> dict[str, list[tuple[float, float]]]:
-    """(mean return, seconds of training) of every learner, one pair a seed; who goes first turns with the seed."""
+) -> dict[str, list[Measured]]:
+    """One training of every learner by every seed; who goes first turns with the seed."""
     for learn in learners.values():
         learn(4_096, 0)  # what is imported and allocated on first use is timed for none
-    results: dict[str, list[tuple[float, float]]] = {name: [] for name in learners}
+    results: dict[str, list[Measured]] = {name: [] for name in learners}
     for seed in range(num_seeds):
-        order = list(learners) if seed % 2 == 0 else list(learners)[::-1]
-        for name in order:
-            start = time.perf_counter()
+        for name in list(learners) if seed % 2 == 0 else reversed(learners):
+            wall, cpu = time.perf_counter(), time.process_time()
             act = learners[name](steps, seed)
-            seconds = time.perf_counter() - start
-            results[name].append((script["evaluate"](act, episodes=100, seed=10_000 + seed), seconds))
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            results[name].append(Measured(script["evaluate"](act, episodes=100, seed=10_000 + seed), wall, cpu))
     return results
 
 
-def show(environment: str, steps: int, results: dict[str, list[tuple[float, float]]]) -> None:
-    """Rows of the table: mean return, seconds (median over seeds), and the median of their ratios to upslope's."""
-    baseline = [seconds for _, seconds in results["upslope"]]
-    for name, pairs in results.items():
-        returns = [score for score, _ in pairs]
-        seconds = [value for _, value in pairs]
-        ratio = statistics.median(value / own for value, own in zip(seconds, baseline, strict=True))
-        by_seed = ", ".join(f"{score:.1f}" for score in returns)
+def show(environment: str, steps: int, results: dict[str, list[Measured]]) -> None:
+    """Rows of the table: mean return, median seconds, and the ratios of processor seconds to upslope's."""
+    for name, runs in results.items():
+        scores = [run.score for run in runs]
+        ratios = [run.cpu_s / own.cpu_s for run, own in zip(runs, results["upslope"], strict=True)]
+        wall, cpu = (
+            statistics.median(column) for column in ([run.wall_s for run in runs], [run.cpu_s for run in runs])
+        )
         print(
-            f"| {environment} | {name} | {steps:,} | {statistics.mean(returns):.1f} ({by_seed}) "
-            f"| {statistics.median(seconds):.1f} | {ratio:.2f} |",
+            f"| {environment} | {name} | {steps:,} | {statistics.mean(scores):.1f} ({spread(scores, 1)}) "
+            f"| {wall:.1f} | {cpu:.1f} | {statistics.median(ratios):.2f} ({spread(ratios, 2)}) |",
             flush=True,
         )
+
+
+def spread(values: list[float], digits: int) -> str:
+    """The values, seed by seed."""
+    return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
 def main() -> None:
@@ -131,8 +144,10 @@ def main() -> None:
         f"python {platform.python_version()}, torch {torch.__version__}, gymnasium {gymnasium.__version__}, "
         f"stable-baselines3 {stable_baselines3.__version__}, numpy {np.__version__}"
     )
-    print("| environment | learner | steps | mean return (by seed) | seconds | seconds / upslope's |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| environment | learner | steps | mean return (by seed) | seconds | CPU seconds | CPU / upslope's (by seed) |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for environment, (script, peers) in suites.items():
         learners = {"upslope": upslope_learner(script)} | peers
         show(environment, args.steps, measure(learners, script, steps=args.steps, num_seeds=args.seeds))

@@ -42,7 +42,8 @@ class LiveProgress:
         self._first: int | None = None
         self._started = time.monotonic()
         self._rewards: list[float] = []
-        self._metric: str = ""
+        self._metric = ""
+        self._shown: dict[str, str] = {}
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
         if self._live:
             self._live.start()
@@ -51,17 +52,19 @@ class LiveProgress:
         """Show one step, or remember an evaluation."""
         if "evaluate/metric" in values:
             self._metric = f"{values['evaluate/metric']:.3f} at step {step}"
-            if not self._live:
+            if self._live:
+                self._live.update(self._table())
+            else:
                 self._console.print(f"step {step}: held-out metric {values['evaluate/metric']:.3f}")
             return
         if self._first is None:
             self._first = step - 1
         self._rewards.append(float(values.get("reward", -values.get("loss", 0.0))))
-        shown = self._row(step, values)
+        self._shown = self._row(step, values)
         if self._live:
-            self._live.update(self._table(shown))
+            self._live.update(self._table())
         else:
-            self._console.print("  ".join(f"{name} {value}" for name, value in shown.items() if value))
+            self._console.print("  ".join(f"{name} {value}" for name, value in self._shown.items() if value))
 
     def close(self) -> None:
         """Leave the last picture on the screen."""
@@ -97,9 +100,9 @@ class LiveProgress:
         }
         return row
 
-    def _table(self, row: Mapping[str, str]) -> Table:
+    def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
-        shown = {name: value for name, value in row.items() if value}
+        shown = {name: value for name, value in self._shown.items() if value}
         shown["trend"] = sparkline(self._rewards)
         if self._metric:
             shown["held-out"] = self._metric

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from upslope.cli.progress import LiveProgress
+from upslope.cli.progress import LiveProgress, duration
 
 if TYPE_CHECKING:
     from upslope.evaluation.intervals import Interval
@@ -42,8 +42,9 @@ def quickstart(
     with console.status(f"fetching {recipe.model.name} (once)"):
         load_source(recipe.model.name)
     console.print(
-        f"training {recipe.model.name} by {recipe.algorithm.preset} on {recipe.task.name}, "
-        f"at most {recipe.training.steps} steps",
+        f"{recipe.model.name} learns {recipe.task.name} by {recipe.algorithm.preset}: first its held-out prompts are "
+        f"measured, then it trains for {recipe.training.steps} steps or {duration(recipe.training.max_train_s or 0)} "
+        "minutes, then they are measured again",
         highlight=False,
     )
     with LiveProgress(console, total_steps=recipe.training.steps, max_train_s=recipe.training.max_train_s) as progress:
