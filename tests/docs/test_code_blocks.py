@@ -38,8 +38,9 @@ def test_readme_trains_from_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, second = blocks(ROOT / "README.md", "python")
     assert len([line for line in first.splitlines() if line.strip()]) <= 10
-    small = first.replace("smollm2-135m-instruct", "tiny-llama").replace("steps=20", "steps=2, prompts_per_step=2")
-    assert small.count("tiny-llama") == small.count("steps=2,") == 1
+    small = first.replace("smollm2-135m-instruct", "tiny-llama").replace('"steps": 20', '"steps": 2')
+    small = small.replace('"prompts_per_step": 8', '"prompts_per_step": 2')
+    assert small.count("tiny-llama") == small.count('"steps": 2}') == small.count('"prompts_per_step": 2') == 1
     names = {}
     exec(compile(small + "\n" + second, "README.md", "exec"), names)
     assert set(names["run"].metrics["reward"]) == {1, 2}

@@ -67,9 +67,9 @@ def test_script_trains_two_steps(name, tmp_path, monkeypatch, capsys):
 
 
 def test_trl_reward_function_is_called_as_trl_calls_it(monkeypatch):
-    """Lists of chats and columns in, one float or None a row out; what it logs becomes a metric."""
+    """Lists of chats, ids and columns in, one float or None a row out."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     trl_reward = importlib.import_module("trl_reward")
-    completions = [[{"role": "assistant", "content": text}] for text in ("<answer>4</answer>", "four", "red")]
+    completions = [[{"role": "assistant", "content": text}] for text in ("It is 4.", "four", "red")]
     assert trl_reward.accuracy_reward(["", "", ""], completions, ["4", "4", None]) == [1.0, 0.0, None]
-    assert trl_reward.format_reward(completions) == [1.0, 0.0, 0.0]
+    assert trl_reward.brief_reward(completions, [[7, 8], [7], []]) == [-0.02, -0.01, 0.0]
