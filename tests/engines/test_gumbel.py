@@ -12,6 +12,7 @@ V = 700  # three blocks of 256, the last one partly filled
 def logits_of(seed=0):
     logits = 2.0 * torch.randn(V, generator=torch.Generator().manual_seed(seed))
     logits[300:310] += 5.0  # most of the mass within one block
+    logits[[0, 257, 514]] += 5.0  # the n-th place of the n-th block, where noise used twice would show
     logits[5] = float("-inf")
     return logits
 

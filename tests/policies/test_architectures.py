@@ -25,6 +25,7 @@ SHAPE = {
 }
 ARCHITECTURES = {
     "mistral-window-4": ("mistral", {"sliding_window": 4}),
+    "mistral-window-8": ("mistral", {"sliding_window": 8}),  # some rows fit, some do not
     "gemma2-softcap": ("gemma2", {"head_dim": 8, "final_logit_softcapping": 2.0, "sliding_window": 4}),
     "gemma2-wide-window": ("gemma2", {"head_dim": 8, "attn_logit_softcapping": 1.0, "sliding_window": 64}),
     "gemma3-local-layers": ("gemma3_text", {"head_dim": 8, "sliding_window": 4}),
