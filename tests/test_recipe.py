@@ -93,10 +93,10 @@ def test_a_wrong_choice_is_named_with_the_choices_and_the_nearest():
 
 def test_an_unknown_preset_is_named_with_the_nearest():
     message = refused({"algorithm": {"preset": "ppoo"}})
-    assert message.startswith("algorithm: preset is 'ppoo', which is not one of reinforce, reinforce_pp, rloo")
+    assert message.startswith("algorithm.preset is 'ppoo', which is not one of reinforce, reinforce_pp, rloo")
     assert message.endswith("; did you mean 'ppo'?")
     for other in (3, ["ppo"], {"name": "ppo"}, None):
-        assert refused({"algorithm": {"preset": other}}).startswith(f"algorithm: preset is {other!r}, which is not one")
+        assert refused({"algorithm": {"preset": other}}).startswith(f"algorithm.preset is {other!r}, which is not one")
 
 
 @pytest.mark.parametrize(
@@ -119,11 +119,11 @@ def test_an_unknown_preset_is_named_with_the_nearest():
         ({"preset": "ppo", "kl_estimator": "k3"}, "kl_estimator is 'k3', whose gradient is wrong in the reward"),
         ({"preset": "ppo", "kl_coef": 0.0}, "kl_target is set, but kl_coef is 0 and would stay 0"),
         ({"preset": "cispo", "dual_clip": 3.0}, "dual_clip is set, but it belongs to surrogate 'clip', not 'cispo'"),
-        ({"preset": "ppo", "kl": "off"}, "kl is 'off', so kl_coef must be 0 and kl_target 'none'"),
+        ({"preset": "ppo", "kl": "off", "kl_coef": 0.1}, "kl is 'off', so kl_coef must be 0 and kl_target 'none'"),
     ],
 )
 def test_settings_at_odds_are_refused(algorithm, message):
-    assert refused({"algorithm": algorithm}).startswith(f"algorithm: {message}")
+    assert refused({"algorithm": algorithm}).startswith(f"algorithm.{message}")
 
 
 def test_impossible_arithmetic_is_refused():
@@ -131,8 +131,8 @@ def test_impossible_arithmetic_is_refused():
         "training.prompts_per_step is 10, which algorithm.minibatches = 4 must divide"
     )
     assert refused(patience=3) == "evaluation.patience is set, so evaluation.every_steps must be set as well"
-    assert refused(overlong="penalty", overlong_buffer=64, max_new_tokens=64) == (
-        "algorithm.overlong_buffer is 64, but must be less than sampling.max_new_tokens = 64"
+    assert refused(overlong="penalty", overlong_buffer=65, max_new_tokens=64) == (
+        "algorithm.overlong_buffer is 65, but must be at most sampling.max_new_tokens = 64"
     )
     Recipe.resolve({"method": "supervised"}, {"prompts_per_step": 10, "minibatches": 4})
 
@@ -186,6 +186,21 @@ def test_presets_are_those_of_the_design():
         assert a.needs_reference == (columns[5] != "off")
 
 
+def test_kl_off_takes_the_presets_coefficient_and_target_with_it():
+    algorithm = Recipe.resolve({}, {"preset": "ppo", "kl": "off"}).algorithm
+    assert (algorithm.kl_coef, algorithm.kl_target, algorithm.needs_reference) == (0.0, None, False)
+
+
+def test_overlong_buffer_is_a_fifth_of_the_length_where_it_is_not_set():
+    assert Recipe.resolve({}, {"preset": "dapo", "max_new_tokens": 100}).overlong_buffer == 20
+    assert Recipe.resolve({}, {"preset": "dapo", "max_new_tokens": 3}).overlong_buffer == 1
+    assert Recipe.resolve({}, {"preset": "dapo", "max_new_tokens": 100, "overlong_buffer": 7}).overlong_buffer == 7
+
+
+def test_nested_settings_have_short_names_too():
+    assert Recipe.resolve({}, {"lora_alpha": 8}).model.lora.lora_alpha == 8
+
+
 def test_none_turns_off_what_may_be_off():
     recipe = Recipe.resolve(
         {
@@ -235,7 +250,7 @@ def test_ambiguous_and_unknown_short_names_are_refused():
     assert refused(zzzzqqq=1) == "'zzzzqqq' is no setting"
     assert refused(group_sise=2) == "'group_sise' is no setting; did you mean 'algorithm.group_size'?"
     assert refused(**{"optimizer.lrr": 2}) == "'optimizer.lrr' is no setting; did you mean 'optimizer.lr'?"
-    assert refused(**{"optimiser.lr": 2}) == "'optimiser' is no setting; did you mean 'optimizer'?"
+    assert refused(**{"optimiser.lr": 2}) == "'optimiser.lr' is no setting; did you mean 'optimizer.lr'?"
 
 
 @pytest.mark.parametrize(
@@ -300,3 +315,19 @@ def test_whatever_is_given_is_resolved_or_refused_in_one_sentence(values):
         return
     assert sentence
     assert "\n" not in sentence or "\n" in str(values)
+
+
+def test_switching_the_kl_off_takes_the_presets_coefficient_and_target_along():
+    algorithm = Recipe.resolve({}, {"preset": "ppo", "kl": "off"}).algorithm
+    assert (algorithm.kl_coef, algorithm.kl_target) == (0.0, None)
+
+
+def test_nested_sections_and_their_settings_go_by_short_names():
+    assert Recipe.resolve({}, {"lora": {"r": 2}}) == Recipe.resolve({}, {"model.lora.r": 2})
+    assert refused(**{"lora.rr": 2}) == "'lora.rr' is no setting; did you mean 'model.lora'?"
+    assert refused(**{"model.lora.rr": 2}).endswith("did you mean 'model.lora.r'?")
+
+
+def test_the_overlong_buffer_is_a_fifth_of_the_length_where_not_set():
+    assert Recipe.resolve({}, {"preset": "dapo", "max_new_tokens": 40}).overlong_buffer == 8
+    assert Recipe.resolve({}, {"preset": "dapo", "overlong_buffer": 3}).overlong_buffer == 3

@@ -108,7 +108,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "baseline": "group_mean",
         "credit": "return",
         "surrogate": "cispo",
-        "clip_high": 5.0,
+        "clip_high": 4.0,
         "scale": "group_std",
         "over": "tokens",
         "group_size": 8,

@@ -124,14 +124,14 @@ class AlgorithmSettings(_Section):
     kl_target: PositiveFloat | None = None
     kl_horizon: PositiveFloat = 10_000.0
     kl_stop: PositiveFloat | None = None
-    value_coef: NonNegativeFloat = 0.5
+    value_coef: NonNegativeFloat = 0.1
     value_clip: PositiveFloat | None = None
     entropy_coef: NonNegativeFloat = 0.0
     importance_cap: PositiveFloat | None = None
     dynamic_sampling: bool = False
     max_resamples: NonNegativeInt = 3
     overlong: Literal["keep", "mask", "penalty"] = "keep"
-    overlong_buffer: PositiveInt = 16
+    overlong_buffer: PositiveInt | None = None
     group_size: PositiveInt = 1
     epochs: PositiveInt = 1
     minibatches: PositiveInt = 1
@@ -144,7 +144,10 @@ class AlgorithmSettings(_Section):
         name = values.get("preset", "ppo")
         if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"preset is {name!r}, which is not one of {', '.join(PRESETS)}{_nearest(name, PRESETS)}")
-        return {**PRESETS[name], **values}
+        preset = dict(PRESETS[name])
+        if values.get("kl") == "off":  # the preset's own coefficient and target go with its KL
+            preset |= {"kl_coef": 0.0, "kl_target": None}
+        return {**preset, **values}
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -201,7 +204,7 @@ class OptimizerSettings(_Section):
     """AdamW; no decay on norms and biases. critic_lr is the value head's; a separate critic's trunk learns at lr."""
 
     lr: PositiveFloat = 1e-5
-    critic_lr: PositiveFloat = 1e-3
+    critic_lr: PositiveFloat = 3e-4
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
@@ -285,12 +288,17 @@ class Recipe(_Section):
             raise ValueError("evaluation.patience is set, so evaluation.every_steps must be set as well")
         if self.sampling.top_p is not None and self.sampling.top_p > 1:
             raise ValueError(f"sampling.top_p is {self.sampling.top_p}, but a probability mass is at most 1")
-        if self.algorithm.overlong == "penalty" and self.algorithm.overlong_buffer >= self.sampling.max_new_tokens:
+        if self.algorithm.overlong == "penalty" and self.overlong_buffer > self.sampling.max_new_tokens:
             raise ValueError(
-                f"algorithm.overlong_buffer is {self.algorithm.overlong_buffer}, but must be less than "
+                f"algorithm.overlong_buffer is {self.overlong_buffer}, but must be at most "
                 f"sampling.max_new_tokens = {self.sampling.max_new_tokens}"
             )
         return self
+
+    @property
+    def overlong_buffer(self) -> int:
+        """Tokens before max_new_tokens over which the overlong penalty grows; a fifth of it where not set (DAPO's)."""
+        return self.algorithm.overlong_buffer or max(1, self.sampling.max_new_tokens // 5)
 
     @staticmethod
     def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -340,23 +348,27 @@ def parse_override(text: str) -> tuple[str, Any]:
         return name.strip(), raw.strip()
 
 
-def _setting_names() -> list[str]:
+def _setting_names(section: type[BaseModel] | None = None, prefix: str = "") -> list[str]:
+    """Full names of all sections and settings, nested ones such as model.lora.r included."""
     names = []
-    for section, field in Recipe.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            names += [f"{section}.{setting}" for setting in annotation.model_fields]
-        else:
-            names.append(section)
+    for name, field in (section or Recipe).model_fields.items():
+        inner = _section_of(field.annotation)
+        names += [prefix + name, *(_setting_names(inner, f"{prefix}{name}.") if inner else [])]
     return names
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, or may hold."""
+    choices = [each for each in (annotation, *typing.get_args(annotation)) if isinstance(each, type)]
+    return next((choice for choice in choices if issubclass(choice, BaseModel)), None)
 
 
 def _dotted(name: str) -> str:
     """A setting's full name from its full or unique last name."""
     names = _setting_names()
-    if "." in name or name in names:
+    if name in names or name.split(".")[0] in Recipe.model_fields:
         return name
-    found = [full for full in names if full.split(".")[-1] == name]
+    found = [full for full in names if full.endswith(f".{name}")]
     if len(found) == 1:
         return found[0]
     if found:
@@ -394,7 +406,7 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"{where!r} is no setting{_nearest(where, _siblings(first['loc']))}"
     if first["type"] == "value_error":
-        return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+        return f"{where + '.' if where else ''}{first['msg'].removeprefix('Value error, ')}"
     given = first["input"]
     hint = ""
     if first["type"] == "literal_error" and isinstance(given, str):
@@ -406,16 +418,13 @@ def _sentence(error: ValidationError) -> str:
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
     """Full names of the settings that stand beside the given one."""
-    section: Any = Recipe
+    section: type[BaseModel] | None = Recipe
     prefix = ""
     for part in location[:-1]:
-        field = section.model_fields.get(str(part)) if hasattr(section, "model_fields") else None
-        if field is None:
-            return []
-        choices = [a for a in (field.annotation, *typing.get_args(field.annotation)) if isinstance(a, type)]
-        section = next((choice for choice in choices if issubclass(choice, BaseModel)), None)
+        field = section.model_fields.get(str(part)) if section else None
+        section = _section_of(field.annotation) if field else None
         prefix += f"{part}."
-    return [prefix + name for name in getattr(section, "model_fields", {})]
+    return [prefix + name for name in section.model_fields] if section else []
 
 
 def _without_null(value: Any) -> Any:

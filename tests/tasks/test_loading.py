@@ -41,7 +41,7 @@ def test_users_own_tasks(project):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("arithmetics", {}, "no task 'arithmetics'; did you mean 'arithmetic'"),
+        ("arithmetics", {}, "no task 'arithmetics' .did you mean 'arithmetic'"),
         ("arithmetic", {"digit": 2}, "'arithmetic' has no option 'digit'; did you mean 'digits'"),
         ("reasoning-gym", {}, "'reasoning-gym' needs the option 'dataset'"),
         ("file", {"prompt": "x"}, "'file' needs the option 'path'"),
@@ -88,7 +88,7 @@ def test_terms_by_name(project):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("corect", "no built-in reward 'corect'; did you mean 'correct'"),
+        ("corect", "no built-in reward 'corect' .did you mean 'correct'"),
         ({"function": "numeric_answer", "colum": "x"}, "'numeric_answer' has no option 'colum'; did you mean 'column'"),
         ({"function": "overlong_penalty", "max_tokens": 3}, "needs the option 'cache_tokens'"),
         ({"function": "correct", "column": "x"}, "'correct' takes no options, but got column"),

@@ -55,7 +55,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     options = dict(options or {})
     if ":" not in name:
         if name not in TASKS:
-            raise RecipeError(f"there is no task {name!r}; {_nearest(name, TASKS)}, or write package.module:name")
+            raise RecipeError(f"there is no task {name!r} ({_nearest(name, TASKS)}); your own is package.module:name")
         made: Any = TASKS[name]
     else:
         made = load_function(name, allow=Task)
@@ -163,7 +163,7 @@ def _named_function(name: str, options: dict[str, Any]) -> Callable[..., Any]:
     if ":" in name:
         return load_function(name)  # type: ignore[no-any-return]
     near = _nearest(name, [*RULES, *FUNCTIONS])
-    raise RecipeError(f"there is no built-in reward {name!r}; {near}, or write package.module:name")
+    raise RecipeError(f"there is no built-in reward {name!r} ({near}); your own is package.module:name")
 
 
 def _file_options(options: dict[str, Any]) -> dict[str, Any]:

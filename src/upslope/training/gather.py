@@ -62,7 +62,7 @@ def gather(session: Session, *, step: int) -> Experience:
             if settings.dynamic_sampling and len({rollout.score for rollout in members}) == 1:
                 dropped[EQUAL] += len(members)
                 continue
-            kept += [rollout.replace(group=groups) for rollout in members]
+            kept += [_charged(session, rollout).replace(group=groups) for rollout in members]
             groups += 1
         if groups == training.prompts_per_step:
             break
@@ -71,23 +71,28 @@ def gather(session: Session, *, step: int) -> Experience:
 
 def _score(session: Session, rollouts: list[Rollout]) -> list[Rollout]:
     assert session.scorer is not None
-    settings = session.recipe.algorithm
-    sane = [
-        rollout if all(map(math.isfinite, rollout.engine_logprobs)) else rollout.replace(failure="non-finite logits")
-        for rollout in rollouts
-    ]
-    scored = session.scorer.score(sane)
-    if settings.overlong != "penalty":
-        return scored
-    penalty = overlong_penalty(session.sampling.max_new_tokens, settings.overlong_buffer)
-    return [_charged(rollout, penalty(completion="", num_tokens=len(rollout.actions))) for rollout in scored]
+    return session.scorer.score(
+        [
+            rollout
+            if all(map(math.isfinite, rollout.engine_logprobs))
+            else rollout.replace(failure="non-finite logits")
+            for rollout in rollouts
+        ]
+    )
 
 
-def _charged(rollout: Rollout, penalty: float) -> Rollout:
-    if rollout.failure:
+def _charged(session: Session, rollout: Rollout) -> Rollout:
+    """The rollout with DAPO's soft penalty for length, where the recipe asks for it.
+
+    It is charged after dynamic sampling has compared scores: lengths must not make a group of all-wrong answers differ.
+    """
+    recipe = session.recipe
+    if recipe.algorithm.overlong != "penalty":
         return rollout
-    rewards = (*rollout.rewards[:-1], rollout.rewards[-1] + penalty)
-    return rollout.replace(rewards=rewards, metrics={**rollout.metrics, "overlong_penalty": penalty})
+    penalty = overlong_penalty(recipe.sampling.max_new_tokens, recipe.overlong_buffer)
+    charge = float(penalty(completion="", num_tokens=len(rollout.actions)))
+    rewards = (*rollout.rewards[:-1], rollout.rewards[-1] + charge)
+    return rollout.replace(rewards=rewards, metrics={**rollout.metrics, "overlong_penalty": charge})
 
 
 def _by_group(rollouts: list[Rollout]) -> list[list[Rollout]]:

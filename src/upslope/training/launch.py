@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import random
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -94,7 +95,7 @@ def launch(
     _seed_everything(recipe.training.seed)
     policy = _policy(recipe)
     optimizer = make_optimizer(policy.module, recipe.optimizer)
-    run = resumed or Run.create(recipe.run.folder or _fresh_folder(recipe), recipe.to_toml())
+    run = resumed or Run.create(recipe.run.folder or _fresh_folder(recipe, task), recipe.to_toml())
     with run, ExitStack() as stack:
         checkpoint = _newest_checkpoint(run) if resumed is not None else None
         step = None if checkpoint is None else checkpoint.step
@@ -211,7 +212,8 @@ def _check(recipe: Recipe, task: Task) -> None:
         raise RecipeError(f"model.device is {recipe.model.device!r}, but torch sees no such device; use 'cpu'")
 
 
-def _fresh_folder(recipe: Recipe) -> Path:
+def _fresh_folder(recipe: Recipe, task: Task) -> Path:
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = recipe.algorithm.preset if recipe.method == "policy_gradient" else "supervised"
-    return Path("runs") / f"{stamp}-{name}-{recipe.task.name.replace(':', '.')}"
+    safe_name = re.sub(r"[^\w.-]+", "-", task.name)
+    return Path("runs") / f"{stamp}-{name}-{safe_name}"
