@@ -366,7 +366,7 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 def _dotted(name: str) -> str:
     """A setting's full name from its full or unique last name."""
     names = _setting_names()
-    if name in names or name.split(".")[0] in Recipe.model_fields:
+    if name in names or name.split(".", maxsplit=1)[0] in Recipe.model_fields:
         return name
     found = [full for full in names if full.endswith(f".{name}")]
     if len(found) == 1:

@@ -135,7 +135,7 @@ def test_resume_continues_and_equals_an_uninterrupted_run(upslope, recipe, tmp_p
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (["optimiser.lr=3"], "'optimiser' is no setting; did you mean 'optimizer'?"),
+        (["optimiser.lr=3"], "'optimiser.lr' is no setting; did you mean 'optimizer.lr'?"),
         (["group_sise=3"], "'group_sise' is no setting; did you mean 'algorithm.group_size'?"),
         (["name=x"], "setting 'name' could be any of model.name, task.name; write it in full"),
         (["lr=fast"], "optimizer.lr is 'fast', but it should be a valid number"),

@@ -213,6 +213,7 @@ def test_non_finite_logits_are_reported(engine, policy, sampling):
     for temperature in (0.0, 1.0):
         for rollout in engine.sample(prompts_of(policy), group_size=2, sampling=sampling(temperature), seed=1):
             assert not any(torch.isfinite(torch.tensor(rollout.engine_logprobs)))
+            assert rollout.failure == "non-finite logits"
             assert max(rollout.actions) < len(policy.tokenizer)
 
 

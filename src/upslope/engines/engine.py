@@ -21,6 +21,7 @@ class Engine(Protocol):
         """group_size rollouts of every prompt, groups in the order of the prompts.
 
         (seed, prompt id, sample index, position) decide the random numbers: the same seed gives the same tokens
-        whatever else is in the batch. group is the prompt's index in the list.
+        whatever else is in the batch. group is the prompt's index in the list. A row sampled from non-finite logits
+        says so in its failure.
         """
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -183,4 +184,5 @@ def _finish(row: _Row, version: int) -> Rollout:
         text=row.text,
         stop_reason=row.stop_reason,
         version=version,
+        failure=None if all(map(math.isfinite, row.logprobs)) else "non-finite logits",
     )

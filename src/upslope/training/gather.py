@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ def gather(session: Session, *, step: int) -> Experience:
     dropped and replaced from further prompts, up to max_resamples times.
     """
     settings, training = session.recipe.algorithm, session.recipe.training
+    assert session.scorer is not None
     kept: list[Rollout] = []
     dropped: Counter[str] = Counter()
     position, groups = session.state.position, 0
@@ -55,7 +55,7 @@ def gather(session: Session, *, step: int) -> Experience:
             seed=session.seed("rollout", step, attempt),
         )
         sampled = time.perf_counter()
-        scored = _score(session, rollouts)
+        scored = session.scorer.score(rollouts)
         rollout_s, reward_s = rollout_s + sampled - started, reward_s + time.perf_counter() - sampled
         dropped += Counter(rollout.failure for rollout in scored if rollout.failure)
         for members in _by_group(scored):
@@ -67,18 +67,6 @@ def gather(session: Session, *, step: int) -> Experience:
         if groups == training.prompts_per_step:
             break
     return Experience(tuple(kept), dropped, position, rollout_s, reward_s)
-
-
-def _score(session: Session, rollouts: list[Rollout]) -> list[Rollout]:
-    assert session.scorer is not None
-    return session.scorer.score(
-        [
-            rollout
-            if all(map(math.isfinite, rollout.engine_logprobs))
-            else rollout.replace(failure="non-finite logits")
-            for rollout in rollouts
-        ]
-    )
 
 
 def _charged(session: Session, rollout: Rollout) -> Rollout:
