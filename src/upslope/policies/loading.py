@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,9 @@ def _download(model: EmbeddedModel, folder: Path) -> Path:
 
 def _dequantise(gguf: Path, folder: Path) -> None:
     """GGUF -> a float32 Transformers folder in safetensors."""
-    try:
-        import gguf as _  # noqa: F401
-    except ImportError as error:
-        raise DependencyError("gguf", "embedded") from error
+    for package in ("gguf", "accelerate"):
+        if find_spec(package) is None:
+            raise DependencyError(package, "embedded")
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
