@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import fnmatch
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from upslope.errors import DataError, ModelError
 from upslope.policies import layout
+from upslope.policies.dropout import Dropouts
 from upslope.policies.heads import ValueHead
 from upslope.policies.quiet import quiet_transformers
 from upslope.policies.sampling import Sampling, warp
@@ -81,8 +83,8 @@ class CausalPolicy:
         )
         self._reference = None if self._lora or not keep_reference else _frozen(copy.deepcopy(model))
         self._checkpointing = False
-        self._dropouts = _dropouts(self.module)
-        self._set_dropout(False)
+        self._dropouts = Dropouts(self.module)
+        self._dropouts.set(False)
         self.module.eval()
         self.shares_prompts = self._probe_sharing()
 
@@ -127,7 +129,7 @@ class CausalPolicy:
         ids = self.tokenizer(prompt.content)["input_ids"] if plain else self._encode_chat(prompt)
         if not ids:
             raise DataError(f"prompt {prompt.id} has no tokens; a causal model needs at least one to start from")
-        return _with_tokens(prompt, ids)
+        return dataclasses.replace(prompt, tokens=tuple(int(i) for i in ids))
 
     def _encode_chat(self, prompt: Prompt) -> Sequence[int]:
         if self.tokenizer.chat_template is None:
@@ -194,12 +196,12 @@ class CausalPolicy:
     @contextmanager
     def dropout(self, enabled: bool) -> Iterator[None]:
         """Within the context the model's own dropout acts, when enabled: for supervised training only."""
-        self._set_dropout(enabled)
+        self._dropouts.set(enabled)
         self.module.train(enabled or self.module.training)
         try:
             yield
         finally:
-            self._set_dropout(False)
+            self._dropouts.set(False)
             self.module.train(self._checkpointing)
 
     def enable_gradient_checkpointing(self) -> None:
@@ -291,22 +293,7 @@ class CausalPolicy:
     @torch.no_grad()
     def _probe_sharing(self) -> bool:
         """Whether this architecture takes an explicit tree mask: shared and separate rows must agree."""
-        generator = torch.Generator().manual_seed(0)
-        vocabulary = self._base.get_input_embeddings().weight.shape[0]
-        prompt, *tails = (torch.randint(vocabulary, (3,), generator=generator) for _ in range(3))
-        tokens = [torch.cat([prompt, tail]) for tail in tails]
-        ones = torch.tensor([3, 3])
-        batch = Batch(
-            tokens=torch.cat(tokens).to(self.device),
-            row_lengths=torch.tensor([6, 6], device=self.device),
-            actions=torch.cat(tails).to(self.device),
-            positions=torch.tensor([2, 3, 4, 2, 3, 4], device=self.device),
-            num_actions=ones.to(self.device),
-            engine_logprobs=torch.zeros(6, device=self.device),
-            terminated=torch.ones(2, dtype=torch.bool, device=self.device),
-            group=torch.zeros(2, dtype=torch.int64, device=self.device),
-            version=torch.zeros(2, dtype=torch.int64, device=self.device),
-        )
+        batch = layout.probe(self._base.get_input_embeddings().weight.shape[0]).to(self.device)
         self.shares_prompts = False
         separate = self._forward(batch, values=False).logits
         self.shares_prompts = True
@@ -317,14 +304,6 @@ class CausalPolicy:
         scale = 1.0 if shared.dtype == torch.float32 else 1e3
         return bool((shared.float() - separate.float()).abs().max() <= _PROBE_TOLERANCE * scale)
 
-    def _set_dropout(self, enabled: bool) -> None:
-        for module, name, value in self._dropouts:
-            setattr(module, name, value if enabled else 0.0)
-
-
-def _with_tokens(prompt: Prompt, ids: Sequence[int]) -> Prompt:
-    return Prompt(prompt.id, prompt.content, prompt.columns, tuple(int(i) for i in ids))
-
 
 def _entropy(logits: Tensor, normaliser: Tensor) -> Tensor:
     """H = logZ - E[logit], exact over the support."""
@@ -334,15 +313,3 @@ def _entropy(logits: Tensor, normaliser: Tensor) -> Tensor:
 
 def _frozen(model: Any) -> Any:
     return model.requires_grad_(False).eval()
-
-
-def _dropouts(module: nn.Module) -> list[tuple[nn.Module, str, float]]:
-    """Every dropout probability of the model: nn.Dropout's p, and attention's plain float attributes."""
-    found: list[tuple[nn.Module, str, float]] = []
-    for part in module.modules():
-        if isinstance(part, nn.Dropout):
-            found.append((part, "p", part.p))
-        for name, value in vars(part).items():
-            if "dropout" in name and isinstance(value, float):
-                found.append((part, name, value))
-    return found

@@ -73,6 +73,22 @@ def segments(batch: Batch, *, share: bool, with_last: bool) -> list[Segment]:
     return found
 
 
+def probe(vocabulary: int) -> Batch:
+    """Two rows of three tokens after a shared prompt of three, to try an architecture on before it shares prompts."""
+    prompt, *tails = torch.randint(vocabulary, (3, 3), generator=torch.Generator().manual_seed(0))
+    return Batch(
+        tokens=torch.cat([prompt, tails[0], prompt, tails[1]]),
+        row_lengths=torch.tensor([6, 6]),
+        actions=torch.cat(tails),
+        positions=torch.tensor([2, 3, 4, 2, 3, 4]),
+        num_actions=torch.tensor([3, 3]),
+        engine_logprobs=torch.zeros(6),
+        terminated=torch.tensor([True, True]),
+        group=torch.tensor([0, 0]),
+        version=torch.tensor([0, 0]),
+    )
+
+
 def plan(found: Sequence[Segment], *, max_tokens: int) -> list[list[int]]:
     """Row indices of micro-batches of at most max_tokens computed tokens (padding included).
 
