@@ -130,7 +130,7 @@ class AlgorithmSettings(_Section):
     importance_cap: PositiveFloat | None = None
     dynamic_sampling: bool = False
     max_resamples: NonNegativeInt = 3
-    overlong: Literal["keep", "mask", "penalty"] = "keep"
+    overlong: Literal["end", "bootstrap", "mask", "penalty"] = "end"
     overlong_buffer: PositiveInt | None = None
     group_size: PositiveInt = 1
     epochs: PositiveInt = 1
@@ -183,6 +183,8 @@ class AlgorithmSettings(_Section):
             )
         if self.kl_target is not None and self.kl_coef == 0:
             raise ValueError("kl_target is set, but kl_coef is 0 and would stay 0; start it above 0")
+        if self.overlong == "bootstrap" and self.baseline != "critic":
+            raise ValueError(f"overlong is 'bootstrap', which needs baseline = 'critic', not {self.baseline!r}")
         if self.dual_clip is not None and self.surrogate != "clip":
             raise ValueError(f"dual_clip is set, but it belongs to surrogate 'clip', not {self.surrogate!r}")
         if self.kl == "off" and (self.kl_coef > 0 or self.kl_target is not None):

@@ -57,7 +57,7 @@ class TablePolicy:
             logprobs.gather(1, batch.actions[:, None])[:, 0],
             -(logprobs.exp() * logprobs).sum(1) if entropy else None,
             value if values else None,
-            torch.zeros(batch.num_rows) if values else None,
+            self.module.value_head(torch.ones(batch.num_rows, 1))[:, 0] * ~batch.terminated if values else None,
         )
 
     @contextlib.contextmanager

@@ -41,7 +41,7 @@ def train(tmp_path, **settings):
 def test_constant_reward_changes_nothing(preset, tmp_path):
     """CHECKS 37: group or leave-one-out baseline, no KL, entropy bonus or decay: the same weights, bit for bit."""
     constant = upslope.Task(prompts=["a", "b", "c"], reward=lambda completion: 0.7)
-    quiet = {"kl": "off", "kl_coef": 0.0, "dynamic_sampling": False, "overlong": "keep", "seed": 3}
+    quiet = {"kl": "off", "kl_coef": 0.0, "dynamic_sampling": False, "overlong": "end", "seed": 3}
     run = train(tmp_path, task=constant, algorithm=preset, **quiet)
     torch.manual_seed(3)
     before = load_model("tiny-llama", dtype=torch.float32)[0].state_dict()
@@ -58,7 +58,7 @@ def test_a_paying_reward_does_change_weights(tmp_path):
     assert any(not torch.equal(before[name], tensor) for name, tensor in run.load_model().state_dict().items())
 
 
-@pytest.mark.parametrize(("overlong", "grows"), [("keep", True), ("mask", False), ("penalty", False)])
+@pytest.mark.parametrize(("overlong", "grows"), [("end", True), ("mask", False), ("penalty", False)])
 def test_truncation_cannot_be_farmed(overlong, grows, tmp_path, stack):
     """CHECKS 36: where rows cut at eight actions pay, masking or the penalty keeps the length flat."""
     session = bandit_session(
@@ -81,6 +81,24 @@ def test_truncation_cannot_be_farmed(overlong, grows, tmp_path, stack):
     lengths = session.run.metrics["length"]
     first, last = (sum(lengths[s] for s in steps) / 10 for steps in (range(1, 11), range(51, 61)))
     assert (last > 2 * first) == grows
+    assert grows or last < 1.3 * first
+
+
+@pytest.mark.parametrize(("overlong", "grows"), [("end", False), ("bootstrap", True)])
+def test_a_critic_does_not_pay_for_being_cut(overlong, grows, tmp_path, stack):
+    """CHECKS 32, 36: every row scores 0.5; only if a value is added to the score of cut rows does length pay."""
+    session = bandit_session(
+        tmp_path / "run",
+        {"algorithm.preset": "ppo", "kl": "off", "overlong": overlong, "max_new_tokens": 4, "epochs": 1, "lr": 0.05},
+        reward=lambda completion: 0.5,
+        arms=2,
+        stop=0,
+        stack=stack,
+    )
+    policy_gradient.train(session)
+    lengths = session.run.metrics["length"]
+    first, last = (sum(lengths[s] for s in steps) / 10 for steps in (range(1, 11), range(51, 61)))
+    assert (last > 1.5 * first) == grows
     assert grows or last < 1.3 * first
 
 
@@ -250,7 +268,7 @@ def test_early_stopping_keeps_the_best_model(tmp_path):
 
 def test_dynamic_sampling_replaces_groups_of_equal_scores(tmp_path, stack):
     """DAPO: a prompt whose samples all score the same is replaced; what was dropped is counted."""
-    settings = {"algorithm.preset": "dapo", "overlong": "keep", "group_size": 2, "steps": 1, "max_resamples": 8}
+    settings = {"algorithm.preset": "dapo", "overlong": "end", "group_size": 2, "steps": 1, "max_resamples": 8}
     session = bandit_session(tmp_path / "run", {**settings, "prompts_per_step": 8}, stack=stack)
     policy_gradient.train(session)
     metrics = session.run.history()[0]

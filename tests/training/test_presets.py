@@ -25,7 +25,7 @@ def stack():
 
 def overrides(preset):
     """Sizes for a bandit; nothing that makes a preset what it is."""
-    small = {"overlong": "keep", "kl_coef": 0.001} if PRESETS[preset].get("kl") else {"overlong": "keep"}
+    small = {"overlong": "end", "kl_coef": 0.001} if PRESETS[preset].get("kl") else {"overlong": "end"}
     return {"preset": preset, **({"group_size": 8} if preset in GROUPED else {}), **small}
 
 
@@ -82,7 +82,7 @@ def test_mean_gradient_is_the_presets_own(preset, tmp_path, stack):
     n, rewards = 4, (0.2, 1.0, 0.5)
     grouped = preset in GROUPED
     sizes = {"training.prompts_per_step": 1 if grouped else n, "group_size": n if grouped else 1, "epochs": 1}
-    quiet = {"kl": "off", "kl_coef": 0.0, "kl_target": "none", "overlong": "keep", "max_resamples": 20}
+    quiet = {"kl": "off", "kl_coef": 0.0, "kl_target": "none", "overlong": "end", "max_resamples": 20}
     session = bandit_session(
         tmp_path / "run",
         {"algorithm.preset": preset, **sizes, **quiet},

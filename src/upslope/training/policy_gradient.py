@@ -105,6 +105,8 @@ def _score_into(session: Session, batch: Batch, *, reference: bool) -> Batch:
     if reference:
         return batch.replace(ref_logprobs=logprobs)
     if values:
+        if session.recipe.algorithm.overlong != "bootstrap":  # the score of a cut row is final: nothing follows it
+            bootstrap.zero_()
         return batch.replace(old_logprobs=logprobs, old_values=old_values, bootstrap=bootstrap)
     return batch.replace(old_logprobs=logprobs)
 
