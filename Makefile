@@ -7,7 +7,6 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-export UPSLOPE_DATA ?= $(wildcard $(abspath ../shared))
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: quickstart test check lint types docs clean
