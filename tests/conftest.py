@@ -1,11 +1,15 @@
 """What every test stands on: no network, one thread, tiny models, and the folder of real data where there is one."""
 
+# ruff: noqa: E402 - Transformers and pytest read these variables once, when they are imported or start
 import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before Transformers is imported, which reads it once
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
+import shutil
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 << 30:  # a busy disk would delay every save's fsync
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 import pytest
 import torch

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from upslope import recipe
 from upslope.errors import RecipeError
 from upslope.presets import PRESETS
 from upslope.recipe import AlgorithmSettings, Recipe, parse_override
@@ -324,10 +325,27 @@ def test_switching_the_kl_off_takes_the_presets_coefficient_and_target_along():
 
 def test_nested_sections_and_their_settings_go_by_short_names():
     assert Recipe.resolve({}, {"lora": {"r": 2}}) == Recipe.resolve({}, {"model.lora.r": 2})
-    assert refused(**{"lora.rr": 2}) == "'lora.rr' is no setting; did you mean 'model.lora'?"
+    assert refused(**{"lora.rr": 2}).startswith("'lora.rr' is no setting")
     assert refused(**{"model.lora.rr": 2}).endswith("did you mean 'model.lora.r'?")
 
 
 def test_the_overlong_buffer_is_a_fifth_of_the_length_where_not_set():
     assert Recipe.resolve({}, {"preset": "dapo", "max_new_tokens": 40}).overlong_buffer == 8
     assert Recipe.resolve({}, {"preset": "dapo", "overlong_buffer": 3}).overlong_buffer == 3
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "here"),
+    [("learning_rate", "optimizer.lr"), ("num_generations", "algorithm.group_size"), ("gae_lambda", "algorithm.lam")],
+)
+def test_names_from_trl_and_stable_baselines_lead_to_ours(elsewhere, here):
+    assert refused(**{elsewhere: 1}) == f"{elsewhere!r} is no setting; did you mean {here!r}?"
+
+
+def test_every_name_that_is_suggested_for_another_librarys_is_a_setting():
+    names = recipe._setting_names()
+    assert all(here in names for here in recipe._ELSEWHERE.values())
+
+
+def test_a_section_given_as_text_is_explained():
+    assert refused(model="tiny-llama").startswith("model is a section of settings, not 'tiny-llama'; set model.name")

@@ -10,7 +10,7 @@ import difflib
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -143,7 +143,9 @@ class AlgorithmSettings(_Section):
             return values
         name = values.get("preset", "ppo")
         if not isinstance(name, str) or name not in PRESETS:
-            raise ValueError(f"preset is {name!r}, which is not one of {', '.join(PRESETS)}{_nearest(name, PRESETS)}")
+            raise ValueError(
+                f"preset is {name!r}, which is not one of {', '.join(PRESETS)}{_nearest(name, list(PRESETS))}"
+            )
         preset = dict(PRESETS[name])
         if values.get("kl") == "off":  # the preset's own coefficient and target go with its KL
             preset |= {"kl_coef": 0.0, "kl_target": None}
@@ -151,45 +153,63 @@ class AlgorithmSettings(_Section):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        for wrong, sentence in self._contradictions():
+            if wrong:
+                raise ValueError(sentence)
+        return self
+
+    def _contradictions(self) -> list[tuple[bool, str]]:
+        """Every way in which two settings can be at odds: whether they are, and the sentence that says so."""
         grouped = [f"baseline {self.baseline!r}"] if self.baseline in ("group_mean", "leave_one_out") else []
         grouped += ["scale 'group_std'"] if self.scale == "group_std" else []
-        if grouped and self.group_size < 2:
-            raise ValueError(f"group_size is {self.group_size}, but {grouped[0]} needs at least 2")
-        if self.credit in ("n_step", "gae") and self.baseline != "critic":
-            raise ValueError(f"credit is {self.credit!r}, which needs baseline = 'critic', not {self.baseline!r}")
-        if self.surrogate == "log_prob" and self.epochs * self.minibatches > 1:
-            raise ValueError(
-                f"surrogate is 'log_prob', which is on-policy: epochs and minibatches must be 1, "
-                f"not {self.epochs} and {self.minibatches}"
-            )
-        if self.surrogate.startswith("sequence") and self.credit != "row_return":
-            raise ValueError(f"surrogate is {self.surrogate!r}, which needs credit = 'row_return', not {self.credit!r}")
-        if self.surrogate in ("clip", "sequence_clip", "sequence_clip_token") and None in (
-            self.clip_low,
-            self.clip_high,
-        ):
-            raise ValueError(f"surrogate is {self.surrogate!r}, which needs clip_low and clip_high")
-        if self.surrogate == "cispo" and self.clip_high is None:
-            raise ValueError("surrogate is 'cispo', which needs clip_high")
-        if self.dynamic_sampling and self.group_size < 2:
-            raise ValueError(f"group_size is {self.group_size}, but dynamic_sampling compares scores of at least 2")
-        if self.kl == "loss" and self.kl_estimator == "k1":
-            raise ValueError(
-                "kl_estimator is 'k1', whose expected gradient in the loss is zero; use 'k2' or 'k3' there"
-            )
-        if self.kl == "reward" and self.kl_estimator != "k1":
-            raise ValueError(
-                f"kl_estimator is {self.kl_estimator!r}, whose gradient is wrong in the reward; use 'k1' there"
-            )
-        if self.kl_target is not None and self.kl_coef == 0:
-            raise ValueError("kl_target is set, but kl_coef is 0 and would stay 0; start it above 0")
-        if self.overlong == "bootstrap" and self.baseline != "critic":
-            raise ValueError(f"overlong is 'bootstrap', which needs baseline = 'critic', not {self.baseline!r}")
-        if self.dual_clip is not None and self.surrogate != "clip":
-            raise ValueError(f"dual_clip is set, but it belongs to surrogate 'clip', not {self.surrogate!r}")
-        if self.kl == "off" and (self.kl_coef > 0 or self.kl_target is not None):
-            raise ValueError("kl is 'off', so kl_coef must be 0 and kl_target 'none'; or set kl to 'reward' or 'loss'")
-        return self
+        grouped += ["dynamic_sampling"] if self.dynamic_sampling else []
+        critic = self.baseline == "critic"
+        clipped = self.surrogate in ("clip", "sequence_clip", "sequence_clip_token")
+        surrogate = f"surrogate is {self.surrogate!r}, which"
+        return [
+            (
+                bool(grouped) and self.group_size < 2,
+                f"group_size is {self.group_size}, but {grouped[0] if grouped else ''} needs at least 2",
+            ),
+            (
+                self.credit in ("n_step", "gae") and not critic,
+                f"credit is {self.credit!r}, which needs baseline = 'critic', not {self.baseline!r}",
+            ),
+            (
+                self.overlong == "bootstrap" and not critic,
+                f"overlong is 'bootstrap', which needs baseline = 'critic', not {self.baseline!r}",
+            ),
+            (
+                self.surrogate == "log_prob" and self.epochs * self.minibatches > 1,
+                f"{surrogate} is on-policy: epochs and minibatches must be 1, not {self.epochs} and {self.minibatches}",
+            ),
+            (
+                self.surrogate.startswith("sequence") and self.credit != "row_return",
+                f"{surrogate} needs credit = 'row_return', not {self.credit!r}",
+            ),
+            (clipped and None in (self.clip_low, self.clip_high), f"{surrogate} needs clip_low and clip_high"),
+            (self.surrogate == "cispo" and self.clip_high is None, f"{surrogate} needs clip_high"),
+            (
+                self.dual_clip is not None and self.surrogate != "clip",
+                f"dual_clip is set, but it belongs to surrogate 'clip', not {self.surrogate!r}",
+            ),
+            (
+                self.kl == "loss" and self.kl_estimator == "k1",
+                "kl_estimator is 'k1', whose expected gradient in the loss is zero; use 'k2' or 'k3' there",
+            ),
+            (
+                self.kl == "reward" and self.kl_estimator != "k1",
+                f"kl_estimator is {self.kl_estimator!r}, whose gradient is wrong in the reward; use 'k1' there",
+            ),
+            (
+                self.kl_target is not None and self.kl_coef == 0,
+                "kl_target is set, but kl_coef is 0 and would stay 0; start it above 0",
+            ),
+            (
+                self.kl == "off" and (self.kl_coef > 0 or self.kl_target is not None),
+                "kl is 'off', so kl_coef must be 0 and kl_target 'none'; or set kl to 'reward' or 'loss'",
+            ),
+        ]
 
     @property
     def needs_critic(self) -> bool:
@@ -350,6 +370,35 @@ def parse_override(text: str) -> tuple[str, Any]:
         return name.strip(), raw.strip()
 
 
+_ELSEWHERE = {
+    "learning_rate": "optimizer.lr",
+    "max_steps": "training.steps",
+    "total_timesteps": "training.steps",
+    "per_device_train_batch_size": "training.prompts_per_step",
+    "batch_size": "training.prompts_per_step",
+    "num_generations": "algorithm.group_size",
+    "max_completion_length": "sampling.max_new_tokens",
+    "max_length": "sampling.max_new_tokens",
+    "beta": "algorithm.kl_coef",
+    "kl_coeff": "algorithm.kl_coef",
+    "epsilon": "algorithm.clip_low",
+    "epsilon_high": "algorithm.clip_high",
+    "clip_range": "algorithm.clip_low",
+    "gae_lambda": "algorithm.lam",
+    "vf_coef": "algorithm.value_coef",
+    "ent_coef": "algorithm.entropy_coef",
+    "target_kl": "algorithm.kl_stop",
+    "n_epochs": "algorithm.epochs",
+    "num_ppo_epochs": "algorithm.epochs",
+    "loss_type": "algorithm.preset",
+    "output_dir": "run.folder",
+    "report_to": "run.trackers",
+    "warmup_ratio": "optimizer.warmup_steps",
+    "lr_scheduler_type": "optimizer.schedule",
+}
+"""What TRL and Stable-Baselines call a setting -> its name here."""
+
+
 def _setting_names(section: type[BaseModel] | None = None, prefix: str = "") -> list[str]:
     """Full names of all sections and settings, nested ones such as model.lora.r included."""
     names = []
@@ -396,10 +445,15 @@ def _place(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
-def _nearest(name: Any, names: typing.Iterable[str]) -> str:
-    by_last = {full.split(".")[-1]: full for full in names} | {full: full for full in names}
-    close = difflib.get_close_matches(str(name), list(by_last), n=1, cutoff=0.5)
-    return f"; did you mean {by_last[close[0]]!r}?" if close else ""
+def _nearest(name: Any, names: Sequence[str]) -> str:
+    """A hint at what was meant: what TRL and Stable-Baselines call it, else the name that is spelt most alike."""
+    short = str(name).rsplit(".", maxsplit=1)[-1]
+    if short in _ELSEWHERE and (_ELSEWHERE[short] in names or not names):
+        return f"; did you mean {_ELSEWHERE[short]!r}?"
+    last = {full.rsplit(".", maxsplit=1)[-1]: full for full in names}
+    known = {full: full for full in names} if "." in str(name) else last
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {known[close[0]]!r}?" if close else ""
 
 
 def _sentence(error: ValidationError) -> str:
@@ -410,6 +464,8 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return f"{where + '.' if where else ''}{first['msg'].removeprefix('Value error, ')}"
     given = first["input"]
+    if first["type"] in ("model_type", "dict_type", "model_attributes_type") and isinstance(given, str):
+        return f"{where} is a section of settings, not {given!r}; set {where}.name or another of its settings"
     hint = ""
     if first["type"] == "literal_error" and isinstance(given, str):
         allowed = first["ctx"]["expected"]

@@ -43,6 +43,8 @@ class TablePolicy:
         self.frozen = copy.deepcopy(self.module)
         self.stop = stop
 
+    device = torch.device("cpu")
+
     def encode(self, prompt):
         return type(prompt)(prompt.id, prompt.content, prompt.columns, (0,))
 

@@ -13,7 +13,7 @@ from bandit import bandit_session, pull
 from runs import task, vowels
 
 import upslope
-from upslope.errors import CheckpointError, DataError, DivergenceError, ModelError, RecipeError
+from upslope.errors import CheckpointError, DataError, DivergenceError, ModelError, RecipeError, RewardError
 from upslope.policies.loading import load_model, load_policy
 from upslope.recipe import Recipe
 from upslope.records import Prompt
@@ -292,7 +292,7 @@ def test_resume_with_more_steps_and_without_a_checkpoint(tmp_path):
     bare = train(tmp_path / "bare", checkpoint_every_steps="none")
     with pytest.raises(CheckpointError, match="finished and kept no checkpoint"):
         upslope.resume(bare, task=task())
-    with pytest.raises(RecipeError, match=r"upslope\.resume\(run, task=task\)"):
+    with pytest.raises(RecipeError, match="was a Python object; give it again"):
         upslope.resume(run)
 
 
@@ -354,7 +354,7 @@ def test_another_preset_replaces_the_settings_that_spell_out_the_old_one():
         ({"preset": "ppo", "kl_estimator": "k3"}, "kl_estimator is 'k3', whose gradient is wrong in the reward"),
         ({"preset": "ppo", "kl_coef": 0.0}, "kl_target is set, but kl_coef is 0"),
         ({"preset": "gspo", "dual_clip": 3.0}, "dual_clip is set, but it belongs to surrogate 'clip'"),
-        ({"preset": "ppo", "dynamic_sampling": True}, "dynamic_sampling compares scores of at least 2"),
+        ({"preset": "ppo", "dynamic_sampling": True}, "group_size is 1, but dynamic_sampling needs at least 2"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(settings, message):
@@ -409,14 +409,71 @@ def test_misspelt_model_leaves_no_run_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_prompts_without_room_for_an_answer_are_refused_before_the_run_begins(tmp_path):
+    for settings in ({}, {"method": "supervised"}):
+        long = [{"prompt": "a", "completion": "b"}, {"prompt": "c" * 300, "completion": "d"}]
+        with pytest.raises(DataError, match=r"prompt 1 .*exceeds the model's context of 256; shorten"):
+            train(tmp_path, task=upslope.Task(prompts=long, reward=vowels), **settings)
+    with pytest.raises(DataError, match="prompt 0 has no text in column 'answer'"):
+        train(tmp_path, task=task(), method="supervised", completion="answer")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_error_in_mid_run_keeps_what_was_learned(tmp_path):
-    """A prompt too long for the model, drawn late: the steps before it are saved."""
-    long_task = upslope.Task(prompts=["a", "b", "c" * 300], reward=vowels)
-    order = {seed: data_order(seed, position=0, count=3, size=3) for seed in range(20)}
-    seed = next(seed for seed in order if order[seed][2] == 2)
-    with pytest.raises(ModelError, match="exceeds the model's context"):
-        train(tmp_path, task=long_task, prompts_per_step=1, steps=3, seed=seed)
-    assert [path.name for path in Run.open(tmp_path / "run").checkpoints()] == ["step-00000002"]
+    """The held-out metric breaks after the first step: that step is saved."""
+    state = {"calls": 0}
+
+    def metric(completion):
+        state["calls"] += 1
+        return 1.0 if state["calls"] <= 13 else math.nan
+
+    breaking = upslope.Task(prompts=["a", "b"], reward=vowels, metric=metric, eval_prompts=["d"])
+    with pytest.raises(RewardError, match="none of 1 held-out prompts could be scored: metric: returned nan"):
+        train(tmp_path, task=breaking, algorithm="reinforce", prompts_per_step=12, every_steps=1)
+    assert [path.name for path in Run.open(tmp_path / "run").checkpoints()] == ["step-00000001"]
+
+
+def test_a_run_of_nothing_but_failures_is_no_success(tmp_path):
+    """Fewer steps than max_bad_steps, and none could be taken: an error, not an untrained model called finished."""
+
+    def broken(completion):
+        raise RuntimeError("the grader is down")
+
+    with pytest.raises(DivergenceError, match="broken: raised RuntimeError"):
+        train(tmp_path, task=upslope.Task(prompts=["a"], reward=broken), steps=2, max_bad_steps=5)
+
+
+def test_a_start_that_failed_leaves_the_folder_free(tmp_path):
+    with pytest.raises(RecipeError, match="unknown tracker"):
+        train(tmp_path, trackers=["tensorbord"])
+    assert train(tmp_path).last_step == 2
+
+
+def test_settings_given_to_resume_take_effect_or_are_refused(tmp_path):
+    run = train(tmp_path, algorithm="ppo", checkpoint_every_steps=1)
+    with pytest.raises(RecipeError, match="folder cannot change"):
+        upslope.resume(run, task=task(), overrides={"run.folder": "elsewhere"})
+    again = upslope.resume(run, task=task(), overrides={"steps": 3, "kl_coef": 0.5})
+    assert again.metrics["kl_coef"][3] == 0.5
+    assert len(list(again.events("settings"))) == 1
+    with pytest.raises(CheckpointError, match="holds other parameters than this model"):
+        upslope.resume(run, task=task(), overrides={"critic": "separate"})
+
+
+def test_early_stopping_asked_for_on_resume_exports_what_it_can(tmp_path):
+    """The best step was before checkpoints were kept for it: the last model is exported, and said so."""
+    state = {"calls": 0}
+
+    def metric(completion):
+        state["calls"] += 1
+        return 1.0 / state["calls"]
+
+    falling = upslope.Task(prompts=["a", "b"], reward=vowels, metric=metric, eval_prompts=["d"])
+    run = train(tmp_path, task=falling, prompts_per_step=2, every_steps=1, checkpoint_every_steps=2)
+    with pytest.warns(UserWarning, match="the best model, of step 0, cannot be read"):
+        upslope.resume(run, task=falling, overrides={"steps": 6, "patience": 3})
+    finished = list(run.events("finished"))[-1]
+    assert finished["model_step"] == finished["step"] == 3
 
 
 def test_frozen_adapters_stay_frozen_beside_a_reference(tmp_path):

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -59,12 +60,15 @@ class LiveProgress:
             return
         if self._first is None:
             self._first = step - 1
-        self._rewards.append(float(values.get("reward", -values.get("loss", 0.0))))
+        trend = values.get("reward", values.get("loss"))
+        if trend is not None:
+            self._rewards.append(float(trend))
         self._shown = self._row(step, values)
         if self._live:
             self._live.update(self._table())
         else:
-            self._console.print("  ".join(f"{name} {value}" for name, value in self._shown.items() if value))
+            line = "  ".join(f"{name} {value}" for name, value in self._shown.items() if value)
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the last picture on the screen."""
@@ -108,5 +112,5 @@ class LiveProgress:
             shown["held-out"] = self._metric
         for name in shown:
             table.add_column(name, justify="right")
-        table.add_row(*shown.values())
+        table.add_row(*map(Text, shown.values()))
         return table

@@ -28,4 +28,5 @@ def resume(
     console = Console()
     with LiveProgress(console, total_steps=training.steps, max_train_s=training.max_train_s) as progress:
         finished = continue_run(opened, trackers=[progress], overrides=overrides)
-    console.print(f"finished: {finished.folder}", highlight=False, soft_wrap=True)
+    reason = next(event["reason"] for event in reversed(list(finished.events("finished"))))
+    console.print(f"finished, as {reason}: {finished.folder}", highlight=False, soft_wrap=True)

@@ -27,5 +27,6 @@ def train(
     training = resolved.training
     with LiveProgress(console, total_steps=training.steps, max_train_s=training.max_train_s) as progress:
         run = launch(resolved, trackers=[progress])
-    console.print(f"finished: {run.folder}", highlight=False, soft_wrap=True)
+    reason = next(event["reason"] for event in reversed(list(run.events("finished"))))
+    console.print(f"finished, as {reason}: {run.folder}", highlight=False, soft_wrap=True)
     console.print(f"the model is an ordinary Transformers folder: {run.model_path}", highlight=False, soft_wrap=True)

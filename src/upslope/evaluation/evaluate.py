@@ -19,6 +19,7 @@ from upslope.recipe import Recipe
 from upslope.report.run import Run
 from upslope.rewards import Scorer
 from upslope.tasks import Task, task_of
+from upslope.tasks.loading import IN_MEMORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +101,12 @@ def sampling_of(recipe: Recipe) -> Sampling:
 
 def _task(recipe: Recipe | None, task: Task | str | None, options: Mapping[str, Any]) -> Task:
     if isinstance(task, Task):
-        return task
+        if options:
+            raise RecipeError(f"the task is a Task object, which takes no options, but got {', '.join(options)}")
+        return task_of(recipe, task) if recipe is not None and recipe.task.name == IN_MEMORY else task
     if recipe is None and task is None:
         raise RecipeError("the model is no run, so a task must be named to evaluate on")
     if recipe is None or task not in (None, recipe.task.name):
         return task_of(Recipe.resolve({"task": {"name": task, "options": dict(options)}}))
-    given = {"name": recipe.task.name, "options": {**recipe.task.options, **options}}
-    return task_of(Recipe.resolve({"task": given, "reward": recipe.reward.model_dump()}))
+    own = recipe.task.model_copy(update={"options": {**recipe.task.options, **options}})
+    return task_of(recipe.model_copy(update={"task": own}))

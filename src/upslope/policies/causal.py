@@ -181,10 +181,12 @@ class CausalPolicy:
         """
         if self._lora:
             flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
-            with self.model.disable_adapter():
-                yield self
-            for parameter, flag in flags:  # peft turns every adapter's gradient on again, frozen ones included
-                parameter.requires_grad_(flag)
+            try:
+                with self.model.disable_adapter():
+                    yield self
+            finally:
+                for parameter, flag in flags:  # peft turns every adapter's gradient on again, frozen ones included
+                    parameter.requires_grad_(flag)
             return
         if self._reference is None:
             raise ModelError("this policy keeps no reference model; build it with keep_reference=True")

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from upslope.policies.sampling import Sampling
@@ -23,6 +24,11 @@ class Policy(Protocol):
     @property
     def module(self) -> nn.Module:
         """Everything with weights: the model, and the critic where there is one."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie, and where batches must lie to be scored."""
         ...
 
     @property

@@ -14,7 +14,9 @@ from upslope.records import Rollout
 from upslope.report.jsonl import JsonLines
 from upslope.report.lock import FolderLock
 
-_ABOUT_THE_FOLDER = frozenset({"resume", "stale_lock"})  # these stand whatever step a run is resumed from
+_ABOUT_THE_FOLDER = frozenset(
+    {"resume", "stale_lock", "settings", "damaged_checkpoint"}
+)  # these stand whatever step a run is resumed from
 
 
 class Run:
@@ -46,7 +48,7 @@ class Run:
         Raises: CheckpointError when the folder holds a run already, is being written, or cannot be written.
         """
         run = Run(folder)
-        if run.recipe_path.exists() and not exist_ok:
+        if run._has_begun and not exist_ok:
             raise CheckpointError(
                 f"{run.folder} already holds a run: continue it by `upslope resume {run.folder}` or name another folder"
             )
@@ -163,6 +165,11 @@ class Run:
         return [record for record in records if step is None or record["step"] == step]
 
     @property
+    def _has_begun(self) -> bool:
+        """True once there is something to lose: a step, a checkpoint, or a model."""
+        return bool(self.history() or self.checkpoints() or self.model_path.exists())
+
+    @property
     def damaged_lines(self) -> int:
         """Lines of both logs that cannot be read, as a crash in mid-write leaves; every reader skips them."""
         return self._events.read()[1] + self._samples.read()[1]
@@ -205,7 +212,10 @@ class Run:
             raise ModelError(f"{self.folder} has no final model yet: {self.model_path} is written when training ends")
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(self.model_path, **options)
+        from upslope.policies.quiet import quiet_transformers
+
+        with quiet_transformers():
+            return AutoModelForCausalLM.from_pretrained(self.model_path, **options)
 
     def __repr__(self) -> str:
         history = self.history()

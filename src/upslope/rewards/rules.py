@@ -19,7 +19,7 @@ def exact_match(column: str = "answer", *, ignore_case: bool = False) -> RowRewa
         pair = completion.strip(), str(_reference(columns, column)).strip()
         return float(pair[0].casefold() == pair[1].casefold() if ignore_case else pair[0] == pair[1])
 
-    return exact_match
+    return _needing(column, exact_match)
 
 
 def numeric_answer(column: str = "answer") -> RowReward:
@@ -28,7 +28,7 @@ def numeric_answer(column: str = "answer") -> RowReward:
     def numeric_answer(completion: str, **columns: Any) -> float:
         return float(last_number(completion) == to_number(_reference(columns, column)))
 
-    return numeric_answer
+    return _needing(column, numeric_answer)
 
 
 def contains(column: str = "answer", *, ignore_case: bool = False) -> RowReward:
@@ -38,7 +38,7 @@ def contains(column: str = "answer", *, ignore_case: bool = False) -> RowReward:
         part = str(_reference(columns, column))
         return float(part.casefold() in completion.casefold() if ignore_case else part in completion)
 
-    return contains
+    return _needing(column, contains)
 
 
 def regex_match(pattern: str, *, full: bool = False) -> RowReward:
@@ -84,6 +84,12 @@ def overlong_penalty(max_tokens: int, cache_tokens: int) -> RowReward:
         return min(0.0, max(-1.0, (max_tokens - cache_tokens - num_tokens) / cache_tokens))
 
     return overlong_penalty
+
+
+def _needing(column: str, rule: RowReward) -> RowReward:
+    """The rule, marked with the column it compares with, so that a task can tell at once whether there is one."""
+    rule.columns = (column,)  # type: ignore[attr-defined]
+    return rule
 
 
 def _reference(columns: dict[str, Any], column: str) -> Any:

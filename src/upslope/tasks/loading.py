@@ -79,7 +79,7 @@ def task_of(recipe: Recipe, task: Task | None = None) -> Task:
     """
     if task is None:
         if recipe.task.name == IN_MEMORY:
-            raise RecipeError("this run's task was a Python object; give it again, as upslope.resume(run, task=task)")
+            raise RecipeError("this run's task was a Python object; give it again from Python, as task=...")
         task = load_task(recipe.task.name, recipe.task.options)
     if not recipe.reward.functions:
         return task

@@ -89,8 +89,9 @@ def _check_prompts(name: str, prompts: Sequence[Prompt], eval_prompts: Sequence[
 def _check_columns(term: RewardTerm, prompts: Sequence[Prompt]) -> None:
     known = set(ROW_NAMES if term.shape == "row" else BATCH_NAMES)
     known.update(*(prompt.columns for prompt in prompts))
-    for name, required in parameters(term.function)[0].items():
-        if required and name not in known:
+    needed = [name for name, required in parameters(term.function)[0].items() if required]
+    for name in (*needed, *getattr(term.function, "columns", ())):
+        if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known))}"
             raise RewardError(f"reward {term.name!r} asks for {name!r}, but no prompt has such a column; {hint}")

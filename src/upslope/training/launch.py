@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from upslope.engines.local import LocalEngine
-from upslope.errors import CheckpointError, RecipeError, UpslopeError
+from upslope.errors import CheckpointError, DataError, RecipeError, UpslopeError
 from upslope.evaluation.evaluate import sampling_of
 from upslope.policies.causal import CausalPolicy
 from upslope.policies.loading import load_policy
@@ -82,6 +82,8 @@ def resume(
     Raises: CheckpointError when there is no run or no intact checkpoint.
     """
     opened = run if isinstance(run, Run) else Run.open(run)
+    if any(name.split(".")[-1] == "folder" for name in overrides or {}):
+        raise RecipeError("run.folder cannot change when a run is resumed; move the folder and name its new place")
     recipe = Recipe.load(opened.recipe_path, overrides)
     return launch(recipe, task=task, trackers=trackers, resumed=opened)
 
@@ -94,6 +96,7 @@ def launch(
     _check(recipe, task)
     _seed_everything(recipe.training.seed)
     policy = _policy(recipe)
+    _check_prompts(recipe, policy, task)
     optimizer = make_optimizer(policy.module, recipe.optimizer)
     run = resumed or Run.create(recipe.run.folder or _fresh_folder(recipe, task), recipe.to_toml())
     with run, ExitStack() as stack:
@@ -133,7 +136,7 @@ def _continue(session: Session, checkpoint: Checkpoint | None) -> None:
 
 
 def _guarded(session: Session, loop: Callable[[Session], None]) -> Run:
-    """Run the loop; whatever ends it early leaves a checkpoint of the last whole step."""
+    """Run the loop; an interrupt or an error of upslope's own leaves a checkpoint of the last whole step."""
     try:
         loop(session)
     except CheckpointError:
@@ -201,6 +204,24 @@ def _newest_checkpoint(run: Run) -> Checkpoint | None:
     if checkpoint is None and run.model_path.exists():
         raise CheckpointError(f"{run.folder} is finished and kept no checkpoint, so there is nothing to resume")
     return checkpoint
+
+
+def _check_prompts(recipe: Recipe, policy: CausalPolicy, task: Task) -> None:
+    """Every prompt must leave room for its answer: found out before a run begins, not when the prompt is drawn."""
+    sampled = list(task.eval_prompts if recipe.evaluation.every_steps else ())
+    if recipe.method == "supervised":
+        for prompt in task.prompts:
+            supervised.demonstration(policy, prompt, column=recipe.supervised.completion, group=0)
+    else:
+        sampled += task.prompts
+    limit, room = policy.context_length, recipe.sampling.max_new_tokens
+    for prompt in sampled:
+        length = len(policy.encode(prompt).tokens)
+        if limit is not None and length + room > limit:
+            raise DataError(
+                f"prompt {prompt.id} has {length} tokens, which with sampling.max_new_tokens = {room} exceeds the "
+                f"model's context of {limit}; shorten it, or leave it out"
+            )
 
 
 def _check(recipe: Recipe, task: Task) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from upslope import estimators, losses
 from upslope.errors import RecordError
-from upslope.estimators import AdaptiveKL, RunningMean
+from upslope.estimators import AdaptiveKL, FixedKL, RunningMean
 from upslope.records import Batch, Rollout, collate
 from upslope.training.credit import assign_credit
 from upslope.training.gather import Experience, gather
@@ -53,7 +53,7 @@ def learn(session: Session, experience: Experience, state: TrainState) -> tuple[
     if not rollouts:
         return state, {"skipped": 1, "problem": "every row was cut and algorithm.overlong is 'mask'"}
     batch, _ = collate(rollouts)
-    batch = rescore(session, batch.to(next(session.policy.module.parameters()).device))
+    batch = rescore(session, batch.to(session.policy.device))
     batch, metrics = charge_kl(session, batch, state.kl_coef)
     steered = _steer_kl(session, state, metrics, batch.num_rows)
     credit = assign_credit(batch, settings, RunningMean(state.running_mean, state.running_weight))
@@ -67,9 +67,11 @@ def learn(session: Session, experience: Experience, state: TrainState) -> tuple[
 def _steer_kl(session: Session, state: TrainState, metrics: Mapping[str, float | str], num_rows: int) -> TrainState:
     """The state with the KL coefficient of the next step, where an adaptive controller holds a target."""
     settings = session.recipe.algorithm
-    if settings.kl_target is None:
+    if "kl_row" not in metrics:
         return state
-    controller = AdaptiveKL(state.kl_coef, settings.kl_target, settings.kl_horizon)
+    controller: FixedKL | AdaptiveKL = FixedKL(state.kl_coef)
+    if settings.kl_target is not None:
+        controller = AdaptiveKL(state.kl_coef, settings.kl_target, settings.kl_horizon)
     return dataclasses.replace(state, kl_coef=controller.update(float(metrics["kl_row"]), num_rows).coef)
 
 
@@ -125,8 +127,7 @@ def charge_kl(session: Session, batch: Batch, coef: float) -> tuple[Batch, dict[
     }
     if settings.kl == "reward":
         assert batch.rewards is not None
-        charge = estimators.kl_estimate(policy, batch.ref_logprobs, estimator=settings.kl_estimator)
-        batch = batch.replace(rewards=estimators.kl_rewards(batch.rewards, charge, coef=coef))
+        batch = batch.replace(rewards=estimators.kl_rewards(batch.rewards, kl, coef=coef))
     return batch, metrics
 
 

@@ -113,13 +113,14 @@ class Session:
     def finish_step(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
         """Log the step and make its state the run's own.
 
-        Raises: DivergenceError after training.max_bad_steps bad steps in a row.
+        Raises: DivergenceError after training.max_bad_steps bad steps in a row, or at the end when all were bad.
         """
         self.state = state
         self.engine.load(self.policy, version=state.step)
         self.run.log("train", step=state.step, **metrics)
         self._track(state.step, metrics)
-        if state.bad_steps >= self.recipe.training.max_bad_steps:
+        never_learned = state.step >= self.recipe.training.steps and state.bad_steps == state.step
+        if state.bad_steps >= self.recipe.training.max_bad_steps or never_learned:
             self.run.log("diverged", step=state.step, bad_steps=state.bad_steps)
             raise DivergenceError(
                 f"{state.bad_steps} steps in a row could not be taken (training.max_bad_steps); the last problem: "
@@ -205,6 +206,7 @@ class Session:
             "random": random_state(),
             "base": self.base,
             "data": _data_digest(self.task),
+            "first_kl_coef": self.recipe.algorithm.kl_coef,
         }
         folder = self.run.checkpoints_path
         started = time.perf_counter()
@@ -217,10 +219,12 @@ class Session:
         self.run.log("checkpoint", step=self.state.step, save_s=time.perf_counter() - started)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint, bit for bit where the recipe is unchanged; settings are the recipe's own.
+        """Continue from a checkpoint, bit for bit where the recipe is unchanged; settings are the recipe's own, but for
+        a KL coefficient that a controller has moved.
 
         Raises: CheckpointError when the base model, its shapes or the prompts are not those the run started from.
         """
+        self._check_parameters(checkpoint)
         if checkpoint.state["data"] != _data_digest(self.task):
             raise CheckpointError(
                 f"{checkpoint.path} was trained on other prompts than task {self.task.name!r} now has; give the task "
@@ -242,28 +246,37 @@ class Session:
         restore_random_state(checkpoint.state["random"])
         state = TrainState(**checkpoint.state["train"])
         gave_up = state.bad_steps >= self.recipe.training.max_bad_steps
-        algorithm = self.recipe.algorithm
+        first_kl_coef = self.recipe.algorithm.kl_coef
         self.state = dataclasses.replace(
             state,
             bad_steps=0 if gave_up else state.bad_steps,
-            kl_coef=algorithm.kl_coef if algorithm.kl_target is None else state.kl_coef,
+            kl_coef=state.kl_coef if first_kl_coef == checkpoint.state["first_kl_coef"] else first_kl_coef,
         )
         self._saved = self.state.step
         self.engine.load(self.policy, version=self.state.step)
 
-    def _load_parameters(self, checkpoint: Checkpoint) -> None:
+    def _check_parameters(self, checkpoint: Checkpoint) -> None:
         parameters, saved = trainable(self.policy.module), checkpoint.tensors["parameters"]
         if {name: p.shape for name, p in parameters.items()} != {name: t.shape for name, t in saved.items()}:
             raise CheckpointError(f"{checkpoint.path} holds other parameters than this model; use the run's own recipe")
+
+    def _load_parameters(self, checkpoint: Checkpoint) -> None:
+        saved = checkpoint.tensors["parameters"]
         with torch.no_grad():
-            for name, parameter in parameters.items():
+            for name, parameter in trainable(self.policy.module).items():
                 parameter.copy_(saved[name])
 
     def export(self) -> None:
         """Write the final model: the best evaluated one where early stopping was asked for, else the last."""
         best = self.run.checkpoints_path / f"step-{self.state.best_step:08d}"
+        exported = self.state.step
         if self.recipe.evaluation.patience and self.state.best_step != self.state.step:
-            self._load_parameters(load_checkpoint(best))
+            try:
+                self._load_parameters(load_checkpoint(best))
+                exported = self.state.best_step
+            except CheckpointError as error:
+                self.run.log("best_is_lost", step=self.state.step, problem=str(error))
+                warnings.warn(f"the best model, of step {self.state.best_step}, cannot be read: {error}", stacklevel=2)
         temporary = self.run.folder / ".tmp-model"
         shutil.rmtree(temporary, ignore_errors=True)
         try:
@@ -276,7 +289,13 @@ class Session:
             raise CheckpointError(f"the final model cannot be written to {self.run.model_path}: {error}") from error
         shutil.rmtree(self.run.model_path, ignore_errors=True)
         temporary.rename(self.run.model_path)
-        self.run.log("finished", step=self.state.step, reason=self.stop_reason, train_s=self.state.train_s)
+        self.run.log(
+            "finished",
+            step=self.state.step,
+            model_step=exported,
+            reason=self.stop_reason,
+            train_s=self.state.train_s,
+        )
 
 
 def _data_digest(task: Task) -> str:

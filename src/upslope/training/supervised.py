@@ -9,6 +9,7 @@ from torch import Tensor
 
 from upslope import losses
 from upslope.errors import DataError
+from upslope.policies.policy import Policy
 from upslope.records import Batch, Prompt, Rollout, collate
 from upslope.training.optimizer import apply_gradients, set_learning_rate
 from upslope.training.seeds import data_order
@@ -24,9 +25,11 @@ def train(session: Session) -> None:
         step, count = state.step + 1, recipe.training.prompts_per_step
         size = len(session.task.prompts)
         indices = data_order(recipe.training.seed, position=state.position, count=count, size=size)
-        rollouts = [demonstration(session, session.task.prompts[i], group) for group, i in enumerate(indices)]
-        batch, _ = collate(rollouts)
-        metrics = fit(session, batch.to(next(session.policy.module.parameters()).device), step=step)
+        column, prompts = recipe.supervised.completion, session.task.prompts
+        batch, _ = collate(
+            [demonstration(session.policy, prompts[i], column=column, group=g) for g, i in enumerate(indices)]
+        )
+        metrics = fit(session, batch.to(session.policy.device), step=step)
         elapsed = time.perf_counter() - started
         state = dataclasses.replace(
             state,
@@ -61,19 +64,18 @@ def fit(session: Session, batch: Batch, *, step: int) -> dict[str, float | str]:
     return metrics | {"grad_norm": norm}
 
 
-def demonstration(session: Session, prompt: Prompt, group: int) -> Rollout:
+def demonstration(policy: Policy, prompt: Prompt, *, column: str, group: int) -> Rollout:
     """A prompt and its completion as a rollout whose actions are the completion's tokens and the end of the row.
 
     Raises: DataError when the prompt has no completion, or the two exceed the model's context.
     """
-    completion = prompt.columns.get(session.recipe.supervised.completion)
+    completion = prompt.columns.get(column)
     if not isinstance(completion, str) or not completion:
-        column = session.recipe.supervised.completion
         raise DataError(f"prompt {prompt.id} has no text in column {column!r} (supervised.completion) to learn from")
-    encoded = session.encode([prompt])[0]
-    actions = session.policy.encode_completion(completion)
+    encoded = policy.encode(prompt)
+    actions = policy.encode_completion(completion)
     first = len(encoded.tokens) - 1
-    limit = session.policy.context_length
+    limit = policy.context_length
     if limit is not None and len(encoded.tokens) + len(actions) > limit:
         raise DataError(
             f"prompt {prompt.id} and its completion have {len(encoded.tokens) + len(actions)} tokens, which exceeds "
