@@ -25,6 +25,8 @@ from pathlib import Path
 import torch
 from upslope.training.checkpoint import load_latest, prune_checkpoints, save_checkpoint, sweep
 
+torch.set_num_threads(1)  # a fork inherits the locks of a thread pool, but none of its threads
+
 def save_for_ever(folder, step, said):
     while True:
         step += 1
