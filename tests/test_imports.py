@@ -14,7 +14,7 @@ import upslope
 ROOT = Path(upslope.__file__).parent
 LAYERS = [
     ("records", "errors"),
-    ("estimators", "losses", "presets", "recipe"),
+    ("estimators", "losses", "naming", "presets", "recipe"),
     ("policies", "report", "cluster"),
     ("rewards", "engines"),
     ("tasks", "search"),

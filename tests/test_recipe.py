@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upslope import recipe
+from upslope import naming
 from upslope.errors import RecipeError
 from upslope.presets import PRESETS
 from upslope.recipe import AlgorithmSettings, Recipe, parse_override
@@ -343,8 +343,8 @@ def test_names_from_trl_and_stable_baselines_lead_to_ours(elsewhere, here):
 
 
 def test_every_name_that_is_suggested_for_another_librarys_is_a_setting():
-    names = recipe._setting_names()
-    assert all(here in names for here in recipe._ELSEWHERE.values())
+    names = naming.setting_names(Recipe)
+    assert all(here in names for here in naming.ELSEWHERE.values())
 
 
 def test_a_section_given_as_text_is_explained():

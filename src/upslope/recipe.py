@@ -6,11 +6,10 @@ can be overridden. A setting that is off is written `"none"`.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from upslope import naming
 from upslope.errors import RecipeError
 from upslope.presets import PRESETS
 
@@ -144,7 +144,7 @@ class AlgorithmSettings(_Section):
         name = values.get("preset", "ppo")
         if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(
-                f"preset is {name!r}, which is not one of {', '.join(PRESETS)}{_nearest(name, list(PRESETS))}"
+                f"preset is {name!r}, which is not one of {', '.join(PRESETS)}{naming.nearest(name, list(PRESETS))}"
             )
         preset = dict(PRESETS[name])
         if values.get("kl") == "off":  # the preset's own coefficient and target go with its KL
@@ -341,15 +341,15 @@ class Recipe(_Section):
         that differed from the old preset stay.
         """
         merged: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
-        placed = {_dotted(name): value for name, value in (overrides or {}).items()}
+        placed = {naming.full_name(Recipe, name): value for name, value in (overrides or {}).items()}
         if "algorithm.preset" in placed and isinstance(merged.get("algorithm"), Mapping):
             merged["algorithm"] = _own_settings(merged["algorithm"], placed["algorithm.preset"])
         for name, value in placed.items():
-            _place(merged, name, value)
+            naming.place(merged, name, value)
         try:
             return Recipe.model_validate(merged)
         except ValidationError as error:
-            raise RecipeError(_sentence(error)) from None
+            raise RecipeError(naming.sentence(Recipe, error)) from None
 
     def to_toml(self) -> str:
         """The resolved recipe as TOML: every setting, those that are off as "none"."""
@@ -370,63 +370,6 @@ def parse_override(text: str) -> tuple[str, Any]:
         return name.strip(), raw.strip()
 
 
-_ELSEWHERE = {
-    "learning_rate": "optimizer.lr",
-    "max_steps": "training.steps",
-    "total_timesteps": "training.steps",
-    "per_device_train_batch_size": "training.prompts_per_step",
-    "batch_size": "training.prompts_per_step",
-    "num_generations": "algorithm.group_size",
-    "max_completion_length": "sampling.max_new_tokens",
-    "max_length": "sampling.max_new_tokens",
-    "beta": "algorithm.kl_coef",
-    "kl_coeff": "algorithm.kl_coef",
-    "epsilon": "algorithm.clip_low",
-    "epsilon_high": "algorithm.clip_high",
-    "clip_range": "algorithm.clip_low",
-    "gae_lambda": "algorithm.lam",
-    "vf_coef": "algorithm.value_coef",
-    "ent_coef": "algorithm.entropy_coef",
-    "target_kl": "algorithm.kl_stop",
-    "n_epochs": "algorithm.epochs",
-    "num_ppo_epochs": "algorithm.epochs",
-    "loss_type": "algorithm.preset",
-    "output_dir": "run.folder",
-    "report_to": "run.trackers",
-    "warmup_ratio": "optimizer.warmup_steps",
-    "lr_scheduler_type": "optimizer.schedule",
-}
-"""What TRL and Stable-Baselines call a setting -> its name here."""
-
-
-def _setting_names(section: type[BaseModel] | None = None, prefix: str = "") -> list[str]:
-    """Full names of all sections and settings, nested ones such as model.lora.r included."""
-    names = []
-    for name, field in (section or Recipe).model_fields.items():
-        inner = _section_of(field.annotation)
-        names += [prefix + name, *(_setting_names(inner, f"{prefix}{name}.") if inner else [])]
-    return names
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, or may hold."""
-    choices = [each for each in (annotation, *typing.get_args(annotation)) if isinstance(each, type)]
-    return next((choice for choice in choices if issubclass(choice, BaseModel)), None)
-
-
-def _dotted(name: str) -> str:
-    """A setting's full name from its full or unique last name."""
-    names = _setting_names()
-    if name in names or name.split(".", maxsplit=1)[0] in Recipe.model_fields:
-        return name
-    found = [full for full in names if full.endswith(f".{name}")]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise RecipeError(f"setting {name!r} could be any of {', '.join(found)}; write it in full")
-    raise RecipeError(f"{name!r} is no setting{_nearest(name, names)}")
-
-
 def _own_settings(section: Mapping[str, Any], new_preset: Any) -> dict[str, Any]:
     """The settings of an algorithm section that are not its preset's own."""
     old_preset = section.get("preset", "ppo")
@@ -434,55 +377,6 @@ def _own_settings(section: Mapping[str, Any], new_preset: Any) -> dict[str, Any]
         return dict(section)
     old = AlgorithmSettings.model_validate({"preset": old_preset}).model_dump()
     return {k: v for k, v in section.items() if _without_null(v) != _without_null(old.get(k))}
-
-
-def _place(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        inner = values.get(parent)
-        values[parent] = dict(inner) if isinstance(inner, Mapping) else {}
-        values = values[parent]
-    values[last] = value
-
-
-def _nearest(name: Any, names: Sequence[str]) -> str:
-    """A hint at what was meant: what TRL and Stable-Baselines call it, else the name that is spelt most alike."""
-    short = str(name).rsplit(".", maxsplit=1)[-1]
-    if short in _ELSEWHERE and (_ELSEWHERE[short] in names or not names):
-        return f"; did you mean {_ELSEWHERE[short]!r}?"
-    last = {full.rsplit(".", maxsplit=1)[-1]: full for full in names}
-    known = {full: full for full in names} if "." in str(name) else last
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {known[close[0]]!r}?" if close else ""
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{where!r} is no setting{_nearest(where, _siblings(first['loc']))}"
-    if first["type"] == "value_error":
-        return f"{where + '.' if where else ''}{first['msg'].removeprefix('Value error, ')}"
-    given = first["input"]
-    if first["type"] in ("model_type", "dict_type", "model_attributes_type") and isinstance(given, str):
-        return f"{where} is a section of settings, not {given!r}; set {where}.name or another of its settings"
-    hint = ""
-    if first["type"] == "literal_error" and isinstance(given, str):
-        allowed = first["ctx"]["expected"]
-        hint = _nearest(given, [choice.strip(" '") for choice in allowed.replace(" or ", ", ").split(",")])
-    message = first["msg"].replace("Input should", "it should")
-    return f"{where} is {given!r}, but {message[0].lower()}{message[1:]}{hint}"
-
-
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    """Full names of the settings that stand beside the given one."""
-    section: type[BaseModel] | None = Recipe
-    prefix = ""
-    for part in location[:-1]:
-        field = section.model_fields.get(str(part)) if section else None
-        section = _section_of(field.annotation) if field else None
-        prefix += f"{part}."
-    return [prefix + name for name in section.model_fields] if section else []
 
 
 def _without_null(value: Any) -> Any:

@@ -58,7 +58,7 @@ def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """H = -sum over k of p[k] log p[k] [m], in nats, from logits [m, K]; banned choices (logit -inf) count 0."""
+    """`H = -sum over k of p[k] log p[k]`, [m], in nats, from logits [m, K]; banned choices (logit -inf) count 0."""
     (logits,) = promote(logits)
     logprobs = logits.log_softmax(-1)
     probabilities = logprobs.exp()
@@ -66,7 +66,7 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def kl_rewards(rewards: Tensor, kl: Tensor, *, coef: float) -> Tensor:
-    """r[t] - coef kl[t] [M]: the divergence charged to the action that caused it.
+    """`r[t] - coef kl[t]`, [M]: the divergence charged to the action that caused it.
 
     rewards, kl [M], kl in nats and detached here. A row's rewards then sum to its score - coef times its KL.
     Source: Ziegler et al. 2019, arXiv:1909.08593, eq. 2.

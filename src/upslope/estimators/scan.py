@@ -42,7 +42,7 @@ def row_decay(factor: float, num_actions: Tensor, *, like: Tensor) -> Tensor:
 
 
 def next_values(values: Tensor, num_actions: Tensor, bootstrap: Tensor) -> Tensor:
-    """V[t+1] [M]: the value of the next action of the row, and bootstrap [B] after the row's last action."""
+    """`V[t+1]`, [M]: the value of the next action of the row, and bootstrap [B] after the row's last action."""
     return values.roll(-1).index_copy(0, row_ends(num_actions), bootstrap)
 
 
