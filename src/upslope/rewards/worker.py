@@ -14,7 +14,6 @@ import pickle
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
 from pathlib import Path
