@@ -23,6 +23,7 @@ from upslope.training.state import load_optimizer, optimizer_tensors, random_sta
 
 __all__ = [
     "Checkpoint",
+    "checkpoint_path",
     "list_checkpoints",
     "load_checkpoint",
     "load_latest",
@@ -55,6 +56,11 @@ class Checkpoint:
     path: Path
 
 
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, or would lie."""
+    return folder / f"step-{step:08d}"
+
+
 def save_checkpoint(
     folder: Path, step: int, *, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> Path:
@@ -68,7 +74,7 @@ def save_checkpoint(
     was left when the run was resumed from an earlier step, and must not be what the next resume finds.
     Raises: CheckpointError naming the file that could not be written; earlier checkpoints are untouched.
     """
-    final = folder / f"step-{step:08d}"
+    final = checkpoint_path(folder, step)
     temporary = folder / _temporary_name(final.name)
     with _named(folder, "write"):
         temporary.mkdir(parents=True)
@@ -125,7 +131,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def prune_checkpoints(folder: Path, *, keep_last: int, keep: Iterable[int] = ()) -> list[Path]:
     """Remove all but the last `keep_last` (>= 1) checkpoints and those of the steps in `keep`; returns the removed."""
     assert keep_last >= 1
-    kept = {f"step-{step:08d}" for step in keep}
+    kept = {checkpoint_path(folder, step).name for step in keep}
     removed = [path for path in list_checkpoints(folder)[:-keep_last] if path.name not in kept]
     for path in removed:
         with _named(path, "remove"):

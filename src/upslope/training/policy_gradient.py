@@ -18,7 +18,7 @@ from upslope.training.gather import Experience, gather
 from upslope.training.optimizer import set_learning_rate
 from upslope.training.seeds import generator
 from upslope.training.session import Session, TrainState
-from upslope.training.update import UpdateReport, update
+from upslope.training.update import UpdateReport, pieces, update
 
 
 def train(session: Session) -> None:
@@ -91,11 +91,8 @@ def _score_into(session: Session, batch: Batch, *, reference: bool) -> Batch:
     values = session.recipe.algorithm.needs_critic and not reference
     zeros = torch.zeros(len(batch.actions), device=batch.actions.device)
     logprobs, old_values, bootstrap = zeros, zeros.clone(), zeros.new_zeros(batch.num_rows)
-    action_rows = torch.arange(len(batch.actions)).split(batch.num_actions.tolist())
     tokens = session.recipe.training.micro_batch_tokens
-    for rows in session.policy.micro_batches(batch, max_tokens=tokens):
-        index = torch.cat([action_rows[row] for row in rows.tolist()])
-        piece = batch.select(rows)
+    for rows, index, piece in pieces(session.policy, batch, max_tokens=tokens):
         if reference:
             with session.policy.reference() as frozen:
                 scores = frozen.score(piece, sampling=session.sampling)
@@ -167,15 +164,18 @@ def optimise(session: Session, batch: Batch, state: TrainState) -> dict[str, flo
 
 
 def _minibatches(session: Session, batch: Batch, step: int) -> Iterator[Batch]:
-    """Every epoch's minibatches: groups shuffled and kept whole."""
+    """Every epoch's minibatches: groups shuffled and kept whole, or the whole batch where there is one."""
     settings = session.recipe.algorithm
+    if settings.minibatches == 1:
+        yield from [batch] * settings.epochs
+        return
     groups = batch.group.unique()
     for epoch in range(settings.epochs):
         shuffle = generator(session.recipe.training.seed, "minibatches", step, epoch)
         order = groups[torch.randperm(len(groups), generator=shuffle)]
         for part in order.tensor_split(min(settings.minibatches, len(order))):
             rows = torch.isin(batch.group, part).nonzero()[:, 0]
-            yield batch if settings.minibatches == 1 else batch.select(rows)
+            yield batch.select(rows)
 
 
 def _gap(trainer_logprobs: Tensor, engine_logprobs: Tensor) -> dict[str, float]:

@@ -28,6 +28,7 @@ from upslope.rewards import Scorer
 from upslope.tasks import Task
 from upslope.training.checkpoint import (
     Checkpoint,
+    checkpoint_path,
     load_checkpoint,
     load_optimizer,
     optimizer_tensors,
@@ -268,7 +269,7 @@ class Session:
 
     def export(self) -> None:
         """Write the final model: the best evaluated one where early stopping was asked for, else the last."""
-        best = self.run.checkpoints_path / f"step-{self.state.best_step:08d}"
+        best = checkpoint_path(self.run.checkpoints_path, self.state.best_step)
         exported = self.state.step
         if self.recipe.evaluation.patience and self.state.best_step != self.state.step:
             try:

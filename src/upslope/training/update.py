@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -146,6 +146,13 @@ def step_weights(batch: Batch, settings: AlgorithmSettings, *, constant_length: 
     )
 
 
+def pieces(policy: Policy, batch: Batch, *, max_tokens: int) -> Iterator[tuple[Tensor, Tensor, Batch]]:
+    """The batch cut into micro-batches: which rows, which of the batch's actions, and the piece itself."""
+    action_rows = torch.arange(len(batch.actions)).split(batch.num_actions.tolist())
+    for rows in policy.micro_batches(batch, max_tokens=max_tokens):
+        yield rows, torch.cat([action_rows[row] for row in rows.tolist()]), batch.select(rows)
+
+
 def accumulate(
     policy: Policy, batch: Batch, *, max_tokens: int, terms_of: Callable[[Batch, Tensor], Terms]
 ) -> dict[str, float]:
@@ -153,10 +160,9 @@ def accumulate(
 
     terms_of(piece, index) scores one piece; index [m] says which of the batch's actions it holds.
     """
-    action_rows = torch.arange(len(batch.actions)).split(batch.num_actions.tolist())
     sums: dict[str, float] = {}
-    for rows in policy.micro_batches(batch, max_tokens=max_tokens):
-        terms = terms_of(batch.select(rows), torch.cat([action_rows[row] for row in rows.tolist()]))
+    for _, index, piece in pieces(policy, batch, max_tokens=max_tokens):
+        terms = terms_of(piece, index)
         terms.loss.backward()
         for name, value in terms.parts.items():
             sums[name] = sums.get(name, 0.0) + value
