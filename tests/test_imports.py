@@ -13,8 +13,8 @@ import upslope
 
 ROOT = Path(upslope.__file__).parent
 LAYERS = [
-    ("records", "errors"),
-    ("estimators", "losses", "naming", "presets", "recipe"),
+    ("records", "errors", "stopwatch"),
+    ("estimators", "losses", "kernels", "naming", "presets", "recipe"),
     ("policies", "report", "cluster"),
     ("rewards", "engines"),
     ("tasks", "search"),
