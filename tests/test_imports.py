@@ -13,7 +13,7 @@ import upslope
 
 ROOT = Path(upslope.__file__).parent
 LAYERS = [
-    ("records", "errors", "stopwatch"),
+    ("records", "errors", "cache", "stopwatch"),
     ("estimators", "losses", "kernels", "naming", "presets", "recipe"),
     ("policies", "report", "cluster"),
     ("rewards", "engines"),

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from upslope.cache import cache_folder
 from upslope.engines.local import LocalEngine
 from upslope.errors import ModelError
 from upslope.policies import loading
-from upslope.policies.loading import EMBEDDED, cache_folder, fetch, load_model
+from upslope.policies.loading import EMBEDDED, fetch, load_model
 from upslope.policies.tiny import tiny_model
 from upslope.records import Prompt, collate
 

