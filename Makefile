@@ -2,14 +2,19 @@
 # make test         set up and pass the tests
 # make check        lint, format, types and tests
 # make docs         the documentation as a site in site/
+# make bench        every benchmark beside its peers (make bench BENCH=step_grpo: one), after make bench-peers
+# make bench-peers  the peers' own environments in .venv-peers/
 
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
+BENCH ?= rollout step_grpo step_ppo update memory scaling startup scan soak quickstart gymnasium_ppo
+export PEERS ?= $(CURDIR)/.venv-peers
+
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test check lint types docs clean
+.PHONY: quickstart test check lint types docs bench bench-peers clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/upslope quickstart
@@ -30,8 +35,13 @@ docs: $(VENV)/.dev
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+bench: $(VENV)/.bench
+	for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+bench-peers: $(PEERS)/trl/.installed $(PEERS)/trl_ppo/.installed
+
 clean:
-	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers site build dist .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "upslope needs Python 3.11 or newer; run: make PYTHON=python3.11")'
@@ -44,3 +54,12 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.runtime
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,bench]'
+	touch $@ $(VENV)/.runtime
+
+$(PEERS)/%/.installed: benchmarks/peers/%.txt
+	$(PYTHON) -m venv $(PEERS)/$*
+	$(PEERS)/$*/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
-from scan import processor
+from results import processor
 
 from upslope.errors import DependencyError
 

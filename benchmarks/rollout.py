@@ -1,0 +1,103 @@
+"""Sampling beside Transformers' generate: python benchmarks/rollout.py [--batch 16] [--repeats 3].
+
+SmolLM2-135M-Instruct in float32 samples exactly 64 tokens at temperature 1 after 64 random tokens, each row with its
+own prompt. Transformers runs with its growing cache, its static cache, and its continuous batching (generate_batch);
+top-k is off, and min_new_tokens holds the length that upslope's side gets from a model without end-of-sequence ids.
+upslope's figure includes taking the log-probability of every token, which Transformers' does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import workloads
+from ceilings import ModelSize, find, generation_s
+from harness import Side, arguments, measure
+from results import compare, report
+
+PROMPT_TOKENS = NEW_TOKENS = 64
+BATCHES = (1, 16, 64)
+PEERS = ("dynamic cache", "static cache", "continuous batching")
+ENGINES: dict[str, dict[str, Any]] = {"upslope": {}}
+"""upslope's variants: name -> settings of the recipe's [engine] section."""
+CONTINUOUS_LIMIT_S = 120.0
+
+
+def prompts(batch: int) -> Any:
+    """[batch, PROMPT_TOKENS] random ids, the same on both sides."""
+    import torch
+
+    return torch.randint(100, 40_000, (batch, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
+
+
+def upslope(turn: Any, *, model: str, batch: int, engine: dict[str, Any]) -> None:
+    """Samples of the local engine."""
+    import torch
+
+    from upslope.engines.local import LocalEngine
+    from upslope.policies.causal import CausalPolicy
+    from upslope.policies.loading import load_model
+    from upslope.policies.sampling import Sampling
+    from upslope.recipe import EngineSettings
+    from upslope.records import Prompt
+
+    policy = CausalPolicy(*load_model(workloads.endless(model), dtype=torch.float32))
+    sampler = LocalEngine(**EngineSettings(**engine).model_dump())
+    sampler.load(policy, version=0)
+    rows = [Prompt(id=i, content="", tokens=tuple(ids)) for i, ids in enumerate(prompts(batch).tolist())]
+    sampling = Sampling(1.0, None, None, NEW_TOKENS, ())
+    seed, tokens = 0, 0
+    while True:
+        turn(tokens=tokens)
+        rollouts = sampler.sample(rows, group_size=1, sampling=sampling, seed=seed)
+        seed, tokens = seed + 1, sum(len(rollout.actions) for rollout in rollouts)
+
+
+def transformers(turn: Any, *, model: str, batch: int, way: str) -> None:
+    """Samples of Transformers, in one of its ways."""
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    ids = prompts(batch)
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "max_new_tokens": NEW_TOKENS}
+    if way == "continuous batching":
+        endless = GenerationConfig(**settings, eos_token_id=-1, pad_token_id=2)
+        generate = lambda: network.generate_batch(ids.tolist(), generation_config=endless)  # noqa: E731
+    else:
+        settings |= {"min_new_tokens": NEW_TOKENS, "pad_token_id": 2}
+        settings |= {"cache_implementation": "static"} if way == "static cache" else {}
+        generate = lambda: network.generate(ids, attention_mask=torch.ones_like(ids), **settings)  # noqa: E731
+    tokens = 0
+    while True:
+        turn(tokens=tokens)
+        with torch.inference_mode():
+            rows = generate()
+        if way == "continuous batching":
+            tokens = sum(len(row.generated_tokens) for row in rows.values())
+        else:
+            tokens = rows.numel() - ids.numel()
+
+
+def main() -> None:
+    parser = arguments(__doc__, repeats=3)
+    parser.add_argument("--batch", type=int, action="append", help=f"rows at a time (may be repeated; {BATCHES})")
+    options = parser.parse_args()
+    model = workloads.folder()
+    size, best, cases = ModelSize.of(model), find(options.peers), []
+    for batch in options.batch or BATCHES:
+        shared = {"model": model, "batch": batch}
+        own = [Side(name, __file__, "upslope", shared | {"engine": engine}) for name, engine in ENGINES.items()]
+        peers = [Side(f"Transformers, {way}", __file__, "transformers", shared | {"way": way}) for way in PEERS]
+        results = measure([*own, *peers], repeats=options.repeats, peers=options.peers, timeout_s=CONTINUOUS_LIMIT_S)
+        least = generation_s(size, best, prompt_tokens=batch * PROMPT_TOKENS, rows=batch, new_tokens=NEW_TOKENS)
+        cases += [
+            compare(f"batch {batch}", upslope, peer, unit="tokens/s", least_s=least)
+            for upslope in results[: len(own)]
+            for peer in results[len(own) :]
+        ]
+    report("rollout", cases, ceilings=best.as_dict(), results=options.results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""A whole GRPO step beside TRL's GRPOTrainer: python benchmarks/step_grpo.py [--case short] [--repeats 3].
+
+Both sample, score, differentiate and step SmolLM2-135M-Instruct in float32, all weights trained, without a reference
+model, on the same prompts with the same reward; every completion has exactly 64 tokens (upslope's model declares no
+end of sequence, TRL's is given min_new_tokens). TRL runs without gradient checkpointing, at the micro-batch that was
+fastest within 20 GiB on 2 cores. upslope runs with its default micro-batch, and again with as many rows in one as TRL:
+the second is the comparison of memory.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import workloads
+from ceilings import Ceilings, ModelSize, find, generation_s, training_s
+from harness import Side, arguments, measure
+from results import compare, report
+
+NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """Tokens of a prompt (None: the short ones), samples of each, and rows in a micro-batch of TRL's."""
+
+    title: str
+    prompt_tokens: int | None
+    group_size: int
+    peer_rows: int
+
+    def budget(self, rows: int) -> int:
+        """Tokens of a micro-batch that holds so many rows, whose prompts are computed once a group."""
+        groups = max(1, rows // self.group_size)
+        return groups * (self.prompt_tokens or 64) + rows * NEW_TOKENS
+
+
+CASES = {
+    "short": Case("8 prompts x 4", None, 4, peer_rows=4),
+    "long": Case("8 prompts of 256 tokens x 8", 256, 8, peer_rows=8),
+}
+
+
+def chats(tokenizer: Any, prompt_tokens: int | None) -> list[workloads.Chat]:
+    """The prompts of a case."""
+    return (
+        workloads.short_prompts() if prompt_tokens is None else workloads.long_prompts(tokenizer, tokens=prompt_tokens)
+    )
+
+
+class EachStep:
+    """A tracker that ends a repetition after every step of upslope's."""
+
+    def __init__(self, turn: Any, tokens: int) -> None:
+        self._turn, self._tokens = turn, tokens
+
+    def log(self, _: int, values: Any) -> None:
+        """A step is over."""
+        self._turn(tokens=self._tokens, gap_max=values.get("gap_max"))
+
+    def close(self) -> None:
+        """Nothing is pending."""
+
+
+def upslope(turn: Any, *, model: str, prompt_tokens: int | None, group_size: int, **settings: Any) -> None:
+    """Steps of upslope.train."""
+    from transformers import AutoTokenizer
+
+    from upslope import Task, train
+
+    prompts = chats(AutoTokenizer.from_pretrained(model), prompt_tokens)
+    tokens = len(prompts) * group_size * NEW_TOKENS
+    turn()
+    train(
+        model=workloads.endless(model),
+        task=Task(prompts=prompts, reward=workloads.vowels),
+        algorithm="grpo",
+        run=f"{tempfile.mkdtemp()}/run",
+        trackers=[EachStep(turn, tokens)],
+        steps=10_000,
+        prompts_per_step=len(prompts),
+        group_size=group_size,
+        kl="off",
+        max_new_tokens=NEW_TOKENS,
+        lr=1e-6,
+        checkpoint_every_steps="none",
+        **settings,
+    )
+
+
+def trl(turn: Any, *, model: str, prompt_tokens: int | None, group_size: int, rows: int) -> None:
+    """Steps of TRL's GRPOTrainer, rows of them in a micro-batch."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    prompts = chats(tokenizer, prompt_tokens)
+    samples = len(prompts) * group_size
+
+    class EachStepOfTrainer(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            turn(tokens=samples * NEW_TOKENS)
+
+    config = GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=samples // rows,
+        num_generations=group_size,
+        max_completion_length=NEW_TOKENS,
+        generation_kwargs={"min_new_tokens": NEW_TOKENS},
+        temperature=1.0,
+        top_k=0,
+        beta=0.0,
+        learning_rate=1e-6,
+        max_steps=10_000,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        bf16=False,
+    )
+    trainer = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        reward_funcs=lambda completions, **_: [
+            workloads.vowels(completion[0]["content"]) for completion in completions
+        ],
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=tokenizer,
+        callbacks=[EachStepOfTrainer()],
+    )
+    turn()
+    trainer.train()
+
+
+def least_s(case: Case, size: ModelSize, best: Ceilings) -> float:
+    """What the ceilings allow: prompts computed once a group, in generation and in the update."""
+    rows, prompt_tokens = 8 * case.group_size, 8 * (case.prompt_tokens or 64)
+    actions = rows * NEW_TOKENS
+    sampling = generation_s(size, best, prompt_tokens=prompt_tokens, rows=rows, new_tokens=NEW_TOKENS)
+    return sampling + training_s(size, best, tokens=prompt_tokens + actions, actions=actions)
+
+
+def main() -> None:
+    parser = arguments(__doc__, repeats=3)
+    parser.add_argument("--case", choices=CASES, action="append", help="one case (may be repeated; all by default)")
+    parser.add_argument("--peer-rows", type=int, help="rows in a micro-batch of TRL's, to find its fastest")
+    options = parser.parse_args()
+    model = workloads.folder()
+    size, best, cases = ModelSize.of(model), find(options.peers), []
+    for case in (CASES[name] for name in options.case or CASES):
+        shared = {"model": model, "prompt_tokens": case.prompt_tokens, "group_size": case.group_size}
+        rows = options.peer_rows or case.peer_rows
+        in_rows = f"{rows} rows in a micro-batch"
+        sides = [
+            Side("upslope", __file__, "upslope", shared),
+            Side(f"upslope, {in_rows}", __file__, "upslope", shared | {"micro_batch_tokens": case.budget(rows)}),
+            Side(f"TRL, {in_rows}", __file__, "trl", shared | {"rows": rows}, "trl"),
+        ]
+        *own, peer = measure(sides, repeats=options.repeats, peers=options.peers)
+        least = least_s(case, size, best)
+        cases += [compare(case.title, side, peer, unit="s/step", least_s=least) for side in own]
+    report("step_grpo", cases, ceilings=best.as_dict(), results=options.results)
+
+
+if __name__ == "__main__":
+    main()
