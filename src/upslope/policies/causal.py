@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from upslope.errors import DataError, ModelError
-from upslope.policies import layout
+from upslope.errors import ModelError
+from upslope.policies import attention, layout, text
 from upslope.policies.dropout import Dropouts
 from upslope.policies.heads import ValueHead
+from upslope.policies.linear_head import action_scores, head_scores
+from upslope.policies.products import use_gemm
 from upslope.policies.quiet import quiet_transformers
-from upslope.policies.sampling import Sampling, warp
-from upslope.records import Batch, Message, Prompt, Scores
+from upslope.policies.sampling import Sampling
+from upslope.records import Batch, Prompt, Scores
 
-_PROBE_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True, slots=True)
-class _Outputs:
-    logits: Tensor
-    values: Tensor | None
-    last_values: Tensor | None
+_PROBE_TOLERANCE = 5e-5  # of the largest logit
+_PROBE_LOGIT = 100.0
 
 
 class _Modules(nn.Module):
@@ -69,12 +63,13 @@ class CausalPolicy:
     ) -> None:
         self.tokenizer = tokenizer
         self.model = model
-        self._autocast = autocast
+        self.autocast = autocast
         self._lora = hasattr(model, "disable_adapter")
         self._base: PreTrainedModel = model.get_base_model() if self._lora else model
         self._head = self._base.get_output_embeddings()
         if self._head is None:
             raise ModelError(f"{type(self._base).__name__} has no output embeddings, so it is no causal language model")
+        use_gemm(model)
         hidden_size = self._base.config.get_text_config().hidden_size
         self.module = _Modules(
             model,
@@ -86,7 +81,8 @@ class CausalPolicy:
         self._dropouts = Dropouts(self.module)
         self._dropouts.set(False)
         self.module.eval()
-        self.shares_prompts = self._probe_sharing()
+        self.packs_rows = self.shares_prompts = self.chunks_head = False
+        self._probe()
 
     @property
     def device(self) -> torch.device:
@@ -108,69 +104,58 @@ class CausalPolicy:
         return frozenset(int(i) for i in ids | {self.tokenizer.eos_token_id} if i is not None)
 
     @property
-    def _end_id(self) -> int:
-        """The id that ends a written row: the tokenizer's end of sequence."""
-        if self.tokenizer.eos_token_id is None:
-            raise ModelError("the tokenizer has no end-of-sequence token, so no completion can be ended")
-        return int(self.tokenizer.eos_token_id)
-
-    @property
     def pad_id(self) -> int:
         """What fills unused slots of a forward; never read, so any valid id serves."""
         pad = self.tokenizer.pad_token_id
         return 0 if pad is None else int(pad)
 
     def encode(self, prompt: Prompt) -> Prompt:
-        """The prompt with its tokens: a chat through the model's template, plain text as the tokenizer gives it.
+        """The prompt with its tokens; see text.encode."""
+        return text.encode(self.tokenizer, prompt)
 
-        Raises: DataError for a chat without a chat template or that the template refuses, or a prompt without tokens.
-        """
-        plain = isinstance(prompt.content, str)
-        ids = self.tokenizer(prompt.content)["input_ids"] if plain else self._encode_chat(prompt)
-        if not ids:
-            raise DataError(f"prompt {prompt.id} has no tokens; a causal model needs at least one to start from")
-        return dataclasses.replace(prompt, tokens=tuple(int(i) for i in ids))
-
-    def _encode_chat(self, prompt: Prompt) -> Sequence[int]:
-        if self.tokenizer.chat_template is None:
-            raise DataError(f"prompt {prompt.id} is a chat but the model has no chat template; give plain text instead")
-        messages = [dict(message) for message in cast(Sequence[Message], prompt.content)]
-        try:
-            ids: Sequence[int] = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=False
-            )
-        except Exception as error:  # a template is a (sandboxed) program of the model's author
-            raise DataError(f"prompt {prompt.id} is refused by the model's chat template: {error}") from error
-        return ids
-
-    def encode_completion(self, text: str) -> tuple[int, ...]:
-        """Tokens of a completion as the model would write it: no leading special tokens, one end of row."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return (*(int(i) for i in ids), self._end_id)
+    def encode_completion(self, completion: str) -> tuple[int, ...]:
+        """Tokens of a completion as the model would write it; see text.encode_completion."""
+        return text.encode_completion(self.tokenizer, completion)
 
     def micro_batches(self, batch: Batch, *, max_tokens: int) -> list[Tensor]:
         """Row indices of pieces that compute at most max_tokens tokens each (a longer row stands alone)."""
-        found = layout.segments(batch, share=self.shares_prompts and self._may_share(batch), with_last=True)
-        return [torch.tensor(rows) for rows in layout.plan(found, max_tokens=max_tokens)]
+        packed, found = self._segments(batch, with_last=True)
+        return [torch.tensor(rows) for rows in layout.plan(found, max_tokens=max_tokens, packed=packed)]
 
     def score(self, batch: Batch, *, sampling: Sampling, entropy: bool = False, values: bool = False) -> Scores:
         """Log-probabilities [M] of the actions, and on request entropy [M], values [M] and bootstrap [B].
 
         bootstrap is V at the row's last token, and 0 where the row terminated. Differentiable unless under no_grad.
+
+        Raises: ModelError when values are asked of a policy without a critic.
         """
-        outputs = self._forward(batch, values=values)
-        logits = warp(outputs.logits, sampling, actions=batch.actions)
-        normaliser = logits.logsumexp(1)
-        logprobs = logits.gather(1, batch.actions[:, None])[:, 0] - normaliser
-        bootstrap = None
-        if outputs.last_values is not None:
-            bootstrap = outputs.last_values.masked_fill(batch.terminated, 0.0)
-        return Scores(logprobs, _entropy(logits, normaliser) if entropy else None, outputs.values, bootstrap)
+        if values and self.module.value_head is None:
+            raise ModelError(
+                "values were asked of a policy without a critic; build it with critic='head' or 'separate'"
+            )
+        laid = self._lay_out(batch, with_last=values)
+        with self._precision():
+            if self.chunks_head:
+                hidden = self._hidden(self._base.base_model, laid)
+                decided = hidden[laid.actions]
+                found = head_scores(self._head, decided, batch.actions, sampling=sampling, entropy=entropy)
+            else:
+                logits, hidden = self._own_logits(laid)
+                found = action_scores(logits, batch.actions, sampling=sampling, entropy=entropy)
+            if not values:
+                return Scores(*found)
+            if self.module.critic is not None:
+                hidden = self._hidden(self.module.critic, laid)
+        assert self.module.value_head is not None
+        read = self.module.value_head(hidden[torch.cat([laid.actions, laid.last])])
+        bootstrap = read[len(laid.actions) :].masked_fill(batch.terminated, 0.0)
+        return Scores(*found, read[: len(laid.actions)], bootstrap)
 
     def distributions(self, batch: Batch, *, max_tokens: int = 4096) -> Iterator[Tensor]:
         """The model's own logits [m, K] at every action, chunk by chunk in the batch's order."""
         for rows in torch.arange(batch.num_rows).split(max(1, max_tokens // int(batch.row_lengths.max()))):
-            logits = self._forward(batch.select(rows), values=False).logits
+            with self._precision():
+                logits, _ = self._own_logits(self._lay_out(batch.select(rows), with_last=False))
             yield logits
 
     @contextmanager
@@ -251,66 +236,93 @@ class CausalPolicy:
             return self.model(**arguments)
 
     def _precision(self) -> AbstractContextManager[Any]:
-        if self._autocast is None:
+        if self.autocast is None:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self._autocast)
+        return torch.autocast(self.device.type, dtype=self.autocast)
 
-    def _forward(self, batch: Batch, *, values: bool) -> _Outputs:
-        share = self.shares_prompts and self._may_share(batch)
-        found = layout.segments(batch, share=share, with_last=values)
-        inputs = layout.arrange(batch, found, pad_id=self.pad_id, dtype=self._base.dtype)
-        arguments = {"input_ids": inputs.input_ids, "position_ids": inputs.position_ids, "use_cache": False}
-        arguments["attention_mask"] = inputs.mask
-        trunk_hidden: list[Tensor] = []
+    def _segments(self, batch: Batch, *, with_last: bool) -> tuple[bool, list[layout.Segment]]:
+        """Whether the batch's rows are packed, and its segments.
+
+        Neither packed rows nor an explicit mask know a sliding window, so those are for rows that fit one; and packed
+        attention drops nothing out.
+        """
+        window = getattr(self._base.config.get_text_config(), "sliding_window", None)
+        fits = window is None or int(batch.row_lengths.max()) <= int(window)
+        packed = self.packs_rows and fits and not self._dropouts.acting
+        return packed, layout.segments(batch, share=self.shares_prompts and fits, with_last=with_last)
+
+    def _lay_out(self, batch: Batch, *, with_last: bool) -> layout.Layout:
+        packed, found = self._segments(batch, with_last=with_last)
+        return layout.arrange(batch, found, packed=packed, pad_id=self.pad_id, dtype=self._base.dtype)
+
+    def _hidden(self, trunk: Any, laid: layout.Layout) -> Tensor:
+        """Last hidden states [R * T, H] of the layout's tokens."""
+        hidden: Tensor = trunk(**_arguments(laid)).last_hidden_state
+        return hidden.flatten(0, 1)
+
+    def _own_logits(self, laid: layout.Layout, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Logits [M, V] of the actions by the model's own forward, and all last hidden states [R * T, H].
+
+        The model's head runs on the gathered hidden states (times `scale`) alone: whatever the model does to its logits
+        after it still applies.
+        """
+        seen: list[Tensor] = []
 
         def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            flat = args[0].flatten(0, 1)
-            trunk_hidden.append(flat)
-            return (flat[inputs.actions][None],)
+            seen.append(args[0].flatten(0, 1))
+            return (scale * seen[0][laid.actions][None],)
 
-        # The model's own head runs on the gathered hidden states alone: whatever it does to its logits still applies.
         handle = self._head.register_forward_pre_hook(gather)
         try:
-            output = self.run(**arguments)
+            logits: Tensor = self.model(**_arguments(laid)).logits[0]
         finally:
             handle.remove()
-        if not values:
-            return _Outputs(output.logits[0], None, None)
-        if self.module.value_head is None:
-            raise ModelError(
-                "values were asked of a policy without a critic; build it with critic='head' or 'separate'"
-            )
-        hidden = trunk_hidden[0]
-        if self.module.critic is not None:
-            with self._precision():
-                hidden = self.module.critic(**arguments).last_hidden_state.flatten(0, 1)
-        read = self.module.value_head(hidden[torch.cat([inputs.actions, inputs.last])])
-        return _Outputs(output.logits[0], read[: len(inputs.actions)], read[len(inputs.actions) :])
-
-    def _may_share(self, batch: Batch) -> bool:
-        """An explicit mask knows no sliding window, so prompts are shared only in rows that fit one."""
-        window = getattr(self._base.config.get_text_config(), "sliding_window", None)
-        return window is None or int(batch.row_lengths.max()) <= int(window)
+        return logits, seen[0]
 
     @torch.no_grad()
-    def _probe_sharing(self) -> bool:
-        """Whether this architecture takes an explicit tree mask: shared and separate rows must agree."""
+    def _probe(self) -> None:
+        """Take up each faster way of computing that gives this architecture's own logits of padded, separate rows."""
         batch = layout.probe(self._base.get_input_embeddings().weight.shape[0]).to(self.device)
-        self.shares_prompts = False
-        separate = self._forward(batch, values=False).logits
+
+        def logits() -> Tensor:
+            return self._own_logits(self._lay_out(batch, with_last=False))[0]
+
+        expected, own = logits(), self._base.config._attn_implementation
         self.shares_prompts = True
-        try:
-            shared = self._forward(batch, values=False).logits
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return False  # an architecture that refuses a four-dimensional mask
-        scale = 1.0 if shared.dtype == torch.float32 else 1e3
-        return bool((shared.float() - separate.float()).abs().max() <= _PROBE_TOLERANCE * scale)
+        if own == "sdpa" and self.device.type == "cpu":
+            self._set_attention(attention.NAME)
+            self.packs_rows = True
+            self.packs_rows = _agree(logits, expected)
+        if not self.packs_rows:
+            self._set_attention(own)
+            self.shares_prompts = _agree(logits, expected)
+        if isinstance(self._head, nn.Linear):
+            laid = self._lay_out(batch, with_last=False)
+            scale = _PROBE_LOGIT / float(expected.abs().max())  # large enough for a soft cap to show
+            scaled, _ = self._own_logits(laid, scale=scale)
+            trunk = self._base.base_model
+            self.chunks_head = _agree(lambda: self._head(scale * self._hidden(trunk, laid)[laid.actions]), scaled)
+
+    def _set_attention(self, name: str) -> None:
+        for model in (self._base, self.module.critic, self._reference):
+            if model is not None:
+                model.config._attn_implementation = name
 
 
-def _entropy(logits: Tensor, normaliser: Tensor) -> Tensor:
-    """H = logZ - E[logit], exact over the support."""
-    probabilities = (logits - normaliser[:, None]).exp()
-    return normaliser - (probabilities * logits.masked_fill(probabilities == 0, 0.0)).sum(1)
+def _agree(compute: Callable[[], Tensor], expected: Tensor) -> bool:
+    """Whether computing succeeds, and gives what is expected up to the dtype's rounding."""
+    try:
+        actual = compute().float()
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ModelError):
+        return False  # an architecture that refuses the arguments
+    tolerance = _PROBE_TOLERANCE if expected.dtype == torch.float32 else 1e3 * _PROBE_TOLERANCE
+    return bool((actual - expected.float()).abs().max() <= tolerance * expected.float().abs().max())
+
+
+def _arguments(laid: layout.Layout) -> dict[str, Any]:
+    arguments = {"input_ids": laid.input_ids, "position_ids": laid.position_ids, "attention_mask": laid.mask}
+    packed = {} if laid.blocks is None else {"blocks": laid.blocks}
+    return {**arguments, **packed, "use_cache": False}
 
 
 def _frozen(model: Any) -> Any:

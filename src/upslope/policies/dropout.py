@@ -10,6 +10,7 @@ class Dropouts:
 
     def __init__(self, module: nn.Module) -> None:
         self._found: list[tuple[nn.Module, str, float]] = []
+        self.acting = False
         for part in module.modules():
             if isinstance(part, nn.Dropout):
                 self._found.append((part, "p", part.p))
@@ -21,5 +22,6 @@ class Dropouts:
 
     def set(self, enabled: bool) -> None:
         """The model's own probabilities, or zero everywhere."""
+        self.acting = enabled and any(value > 0 for _, _, value in self._found)
         for part, name, value in self._found:
             setattr(part, name, value if enabled else 0.0)

@@ -1,8 +1,9 @@
-"""How a packed batch is laid out for a Transformers forward: rows of one prompt share one copy of it.
+"""How a batch is laid out for a Transformers forward: rows of one prompt share one copy of it.
 
-A *segment* is one row of the forward: a prefix that several batch rows share, followed by their tails one after the
-other. The attention mask lets a tail see the prefix and itself, and position ids continue from the prefix, so the
-numbers are those of separate rows while the prompt is computed once.
+A *segment* is a prefix that several batch rows share, followed by their tails one after the other. Attention lets a
+tail see the prefix and itself, and position ids continue from the prefix, so the numbers are those of separate rows
+while the prompt is computed once. Segments lie end to end in one packed row, whose attention is attention.Blocks; or,
+for architectures that do not take that, each in a padded row of its own under an explicit mask.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from upslope.policies.attention import Blocks, Run, blocks
 from upslope.records import Batch
 
 
@@ -32,15 +34,17 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Inputs of a forward over R segments of width T, and where to read the outputs.
+    """Inputs of a forward over R rows of width T, and where to read the outputs.
 
-    input_ids, position_ids [R, T]; mask is additive [R, 1, T, T] where tails share a prefix, else ones and zeros
-    [R, T]; actions [M] and last [B] are indices into the flattened [R * T] outputs.
+    input_ids, position_ids [R, T]. Packed: R = 1, blocks are set, and mask [1, 1, 1, T] only tells Transformers to make
+    none. Padded: mask is additive [R, 1, T, T] where tails share a prefix, else ones and zeros [R, T]. actions [M] and
+    last [B] are indices into the flattened [R * T] outputs.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     mask: Tensor
+    blocks: Blocks | None
     actions: Tensor
     last: Tensor
 
@@ -74,38 +78,43 @@ def segments(batch: Batch, *, share: bool, with_last: bool) -> list[Segment]:
 
 
 def probe(vocabulary: int) -> Batch:
-    """Two rows of three tokens after a shared prompt of three, to try an architecture on before it shares prompts."""
-    prompt, *tails = torch.randint(vocabulary, (3, 3), generator=torch.Generator().manual_seed(0))
+    """Two rows of one prompt and one row of another, to try an architecture on before its rows are packed or shared."""
+    draw = torch.randint(vocabulary, (5, 3), generator=torch.Generator().manual_seed(0))
     return Batch(
-        tokens=torch.cat([prompt, tails[0], prompt, tails[1]]),
-        row_lengths=torch.tensor([6, 6]),
-        actions=torch.cat(tails),
-        positions=torch.tensor([2, 3, 4, 2, 3, 4]),
-        num_actions=torch.tensor([3, 3]),
-        engine_logprobs=torch.zeros(6),
-        terminated=torch.tensor([True, True]),
-        group=torch.tensor([0, 0]),
-        version=torch.tensor([0, 0]),
+        tokens=torch.cat([draw[0], draw[1], draw[0], draw[2], draw[3], draw[4]]),
+        row_lengths=torch.tensor([6, 6, 6]),
+        actions=torch.cat([draw[1], draw[2], draw[4]]),
+        positions=torch.tensor([2, 3, 4]).repeat(3),
+        num_actions=torch.tensor([3, 3, 3]),
+        engine_logprobs=torch.zeros(9),
+        terminated=torch.tensor([True, True, True]),
+        group=torch.tensor([0, 0, 1]),
+        version=torch.tensor([0, 0, 0]),
     )
 
 
-def plan(found: Sequence[Segment], *, max_tokens: int) -> list[list[int]]:
-    """Row indices of micro-batches of at most max_tokens computed tokens (padding included).
+def plan(found: Sequence[Segment], *, max_tokens: int, packed: bool) -> list[list[int]]:
+    """Row indices of micro-batches of at most max_tokens computed tokens, padding included where rows are not packed.
 
-    Segments of similar width go together; one wider than max_tokens is split between its rows, and a row wider than
-    max_tokens stands alone.
+    A segment wider than max_tokens is split between its rows, and a row wider than max_tokens stands alone.
     """
     pieces = [piece for segment in found for piece in _split(segment, max_tokens)]
     pieces.sort(key=lambda piece: (-piece.width, piece.rows))
-    micro_batches: list[list[int]] = []
-    width = count = 0
+    micro_batches: list[list[Segment]] = []
     for piece in pieces:
-        if not micro_batches or (count + 1) * width > max_tokens:
-            micro_batches.append([])
-            width, count = piece.width, 0
-        micro_batches[-1].extend(piece.rows)
-        count += 1
-    return micro_batches
+        for members in micro_batches if packed else micro_batches[-1:]:
+            if cost([*members, piece], packed=packed) <= max_tokens:
+                members.append(piece)
+                break
+        else:
+            micro_batches.append([piece])
+    return [[row for piece in members for row in piece.rows] for members in micro_batches]
+
+
+def cost(found: Sequence[Segment], *, packed: bool) -> int:
+    """Tokens that a forward over these segments computes."""
+    widths = [segment.width for segment in found]
+    return sum(widths) if packed else len(widths) * max(widths)
 
 
 def _split(segment: Segment, max_tokens: int) -> list[Segment]:
@@ -121,40 +130,69 @@ def _split(segment: Segment, max_tokens: int) -> list[Segment]:
     return [*pieces, Segment(tuple(rows), segment.prefix, tuple(lengths))]
 
 
-def arrange(batch: Batch, found: Sequence[Segment], *, pad_id: int, dtype: torch.dtype) -> Layout:
-    """Lay the segments out as rows of one padded forward."""
-    device = batch.tokens.device
-    width = max(segment.width for segment in found)
-    input_ids = torch.full((len(found), width), pad_id, dtype=torch.int64)
-    position_ids = torch.zeros((len(found), width), dtype=torch.int64)
-    owner = torch.full((len(found), width), -1, dtype=torch.int64)  # -1 padding, 0 prefix, 1.. the tail's number
-    tokens = batch.tokens.cpu().split(batch.row_lengths.tolist())
-    positions = batch.positions.cpu().split(batch.num_actions.tolist())
+def arrange(batch: Batch, found: Sequence[Segment], *, packed: bool, pad_id: int, dtype: torch.dtype) -> Layout:
+    """Lay the segments out end to end in one row, or as the rows of one padded forward."""
+    widths = torch.tensor([segment.width for segment in found])
+    width = int(widths.sum()) if packed else int(widths.max())
+    starts = (widths.cumsum(0) - widths if packed else torch.arange(len(found)) * width).tolist()
+    size = width if packed else width * len(found)
+    input_ids = torch.full((size,), pad_id, dtype=torch.int64)
+    position_ids = torch.zeros(size, dtype=torch.int64)
     actions: list[Tensor] = [torch.empty(0)] * batch.num_rows
     last = torch.empty(batch.num_rows, dtype=torch.int64)
-    for index, segment in enumerate(found):
-        prefix, cursor = segment.prefix, segment.prefix
-        input_ids[index, :prefix] = tokens[segment.rows[0]][:prefix]
-        position_ids[index, :prefix] = torch.arange(prefix)
-        owner[index, :prefix] = 0
-        for number, (row, length) in enumerate(zip(segment.rows, segment.lengths, strict=True), start=1):
-            tail = slice(cursor, cursor + length - prefix)
-            input_ids[index, tail] = tokens[row][prefix:length]
-            position_ids[index, tail] = torch.arange(prefix, length)
-            owner[index, tail] = number
-            shift = index * width + torch.where(positions[row] < prefix, 0, cursor - prefix)
+    tokens = batch.tokens.cpu().split(batch.row_lengths.tolist())
+    positions = batch.positions.cpu().split(batch.num_actions.tolist())
+    runs = [_runs(segment, start) for segment, start in zip(found, starts, strict=True)]
+    for segment, (prompt, *tails) in zip(found, runs, strict=True):
+        prefix = segment.prefix
+        input_ids[prompt.start : prompt.stop] = tokens[segment.rows[0]][:prefix]
+        position_ids[prompt.start : prompt.stop] = torch.arange(prefix)
+        for row, length, tail in zip(segment.rows, segment.lengths, tails, strict=True):
+            input_ids[tail.start : tail.stop] = tokens[row][prefix:length]
+            position_ids[tail.start : tail.stop] = torch.arange(prefix, length)
+            shift = torch.where(positions[row] < prefix, prompt.start, tail.start - prefix)
             actions[row] = positions[row] + shift
-            last[row] = index * width + (cursor + length - prefix - 1 if length > prefix else prefix - 1)
-            cursor += length - prefix
-    shared = any(len(segment.rows) > 1 for segment in found)
-    mask = _tree_mask(owner, dtype) if shared else (owner >= 0).long()
+            last[row] = tail.stop - 1 if length > prefix else prompt.stop - 1
+    device, shape = batch.tokens.device, (-1, width)
+    attended = blocks([run for segment in runs for run in _joined(segment)], device=device) if packed else None
+    mask = torch.empty(1, 1, 1, width, dtype=dtype) if packed else _mask(runs, size, width, dtype)
     return Layout(
-        input_ids.to(device), position_ids.to(device), mask.to(device), torch.cat(actions).to(device), last.to(device)
+        input_ids.view(shape).to(device),
+        position_ids.view(shape).to(device),
+        mask.to(device),
+        attended,
+        torch.cat(actions).to(device),
+        last.to(device),
     )
 
 
-def _tree_mask(owner: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive [R, 1, T, T]: a token sees earlier tokens of the prefix and of its own tail."""
+def _runs(segment: Segment, start: int) -> list[Run]:
+    """Where the segment's prompt and then each of its tails lie, from `start` on."""
+    prompt = Run(start, start + segment.prefix)
+    runs, cursor = [prompt], prompt.stop
+    for length in segment.lengths:
+        runs.append(Run(cursor, cursor + length - segment.prefix, prompt))
+        cursor = runs[-1].stop
+    return runs
+
+
+def _joined(runs: Sequence[Run]) -> list[Run]:
+    """A segment's runs without empty ones; a prompt and its only tail are one run."""
+    prompt, *tails = runs
+    if len(tails) == 1:
+        return [Run(prompt.start, tails[0].stop)]
+    return [prompt, *(tail for tail in tails if tail.stop > tail.start)]
+
+
+def _mask(runs: Sequence[Sequence[Run]], size: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Which tokens of padded rows are real, [R, T]; or, where tails share a prompt, the additive mask [R, 1, T, T]."""
+    owner = torch.full((size,), -1, dtype=torch.int64)  # -1 padding, 0 prompt, 1.. the tail's number
+    for segment in runs:
+        for number, run in enumerate(segment):
+            owner[run.start : run.stop] = number
+    owner = owner.view(-1, width)
+    if all(len(segment) == 2 for segment in runs):
+        return (owner >= 0).long()
     query, key = owner[:, :, None], owner[:, None, :]
-    seen = ((key == 0) | (key == query)) & torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool).tril()
+    seen = ((key == 0) | (key == query)) & torch.ones(width, width, dtype=torch.bool).tril()
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]

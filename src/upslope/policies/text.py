@@ -1,0 +1,46 @@
+"""Text to tokens: prompts and completions as a causal model reads and writes them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from upslope.errors import DataError, ModelError
+from upslope.records import Message, Prompt
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Prompt:
+    """The prompt with its tokens: a chat through the model's template, plain text as the tokenizer gives it.
+
+    Raises: DataError for a chat without a chat template or that the template refuses, or a prompt without tokens.
+    """
+    plain = isinstance(prompt.content, str)
+    ids = tokenizer(prompt.content)["input_ids"] if plain else _encode_chat(tokenizer, prompt)
+    if not ids:
+        raise DataError(f"prompt {prompt.id} has no tokens; a causal model needs at least one to start from")
+    return dataclasses.replace(prompt, tokens=tuple(int(i) for i in ids))
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerBase, completion: str) -> tuple[int, ...]:
+    """Tokens of a completion as the model would write it: no leading special tokens, one end of row.
+
+    Raises: ModelError when the tokenizer has no end of sequence.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the tokenizer has no end-of-sequence token, so no completion can be ended")
+    ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return (*(int(i) for i in ids), int(tokenizer.eos_token_id))
+
+
+def _encode_chat(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Sequence[int]:
+    if tokenizer.chat_template is None:
+        raise DataError(f"prompt {prompt.id} is a chat but the model has no chat template; give plain text instead")
+    messages = [dict(message) for message in cast(Sequence[Message], prompt.content)]
+    try:
+        ids: Sequence[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    except Exception as error:  # a template is a (sandboxed) program of the model's author
+        raise DataError(f"prompt {prompt.id} is refused by the model's chat template: {error}") from error
+    return ids
