@@ -265,9 +265,15 @@ class EvaluationSettings(_Section):
 
 
 class EngineSettings(_Section):
-    """What samples."""
+    """What samples: how many rows at a time, in how much key-value cache, and what multiplies its matrices.
+
+    kernels "auto" is the fastest exact one there is; "float16" halves the weights' memory traffic and is off in the
+    second or third decimal of a log-probability (the run's gap_* metrics say by how much).
+    """
 
     max_rows: PositiveInt = 128
+    cache_gib: PositiveFloat = 2.0
+    kernels: Literal["auto", "native", "onednn", "torch", "float16"] = "auto"
 
 
 class RunSettings(_Section):

@@ -146,7 +146,10 @@ POLICIES = {
     "tiny-llama": _causal("tiny-llama", "attention_dropout"),
     "tiny-gpt2": _causal("tiny-gpt2", "attn_pdrop", "embd_pdrop", "resid_pdrop"),
 }
-ENGINES = {"local": lambda: LocalEngine(max_rows=64)}
+ENGINES = {
+    kernels: lambda kernels=kernels: LocalEngine(max_rows=64, cache_gib=0.1, kernels=kernels)
+    for kernels in ("native", "onednn", "torch")
+}
 
 
 @pytest.fixture(params=POLICIES)

@@ -24,7 +24,7 @@ def keys(count, seed=0):
 def test_tokens_are_distributed_as_softmax():
     """Chi-square of 40,000 draws, each from its own key, against softmax over all three blocks."""
     count, expected = 40_000, logits_of().double().softmax(0)
-    tokens, _ = sample_tokens(logits_of().expand(count, V), keys(count), 0)
+    tokens, _ = sample_tokens(logits_of().expand(count, V), keys(count), torch.tensor([0]))
     observed = torch.bincount(tokens, minlength=V).double()
     assert observed[5] == 0
     for block in range(3):
@@ -40,8 +40,8 @@ def test_tokens_are_distributed_as_softmax():
 def test_positions_of_a_row_are_independent():
     """Chi-square of independence between the tokens of successive positions of the same rows."""
     logits, count = torch.tensor([0.0, 0.5, 1.0, -0.5]), 20_000
-    first, _ = sample_tokens(logits.expand(count, 4), keys(count), 0)
-    second, _ = sample_tokens(logits.expand(count, 4), keys(count), 1)
+    first, _ = sample_tokens(logits.expand(count, 4), keys(count), torch.tensor([0]))
+    second, _ = sample_tokens(logits.expand(count, 4), keys(count), torch.tensor([1]))
     p = logits.double().softmax(0)
     wanted = count * p[:, None] * p[None]
     observed = torch.bincount(4 * first + second, minlength=16).view(4, 4).double()
@@ -51,7 +51,7 @@ def test_positions_of_a_row_are_independent():
 
 def test_logprob_is_exact():
     rows = torch.stack([logits_of(seed) for seed in range(50)])
-    tokens, logprobs = sample_tokens(rows, keys(50), 3)
+    tokens, logprobs = sample_tokens(rows, keys(50), torch.tensor([3]))
     expected = rows.double().log_softmax(1).gather(1, tokens[:, None])[:, 0]
     assert_close(logprobs.double(), expected, rtol=0, atol=2e-6)
 
@@ -59,13 +59,13 @@ def test_logprob_is_exact():
 def test_a_draw_depends_on_its_key_and_position_alone():
     """CHECKS 39: the batch's shape and order change nothing."""
     rows = torch.stack([logits_of(seed) for seed in range(30)])
-    tokens, logprobs = sample_tokens(rows, keys(30), 2)
+    tokens, logprobs = sample_tokens(rows, keys(30), torch.tensor([2]))
     order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
-    shuffled, _ = sample_tokens(rows[order], keys(30)[order], 2)
+    shuffled, _ = sample_tokens(rows[order], keys(30)[order], torch.tensor([2]))
     assert_close(shuffled, tokens[order])
-    single, single_logprob = sample_tokens(rows[7:8], keys(30)[7:8], 2)
+    single, single_logprob = sample_tokens(rows[7:8], keys(30)[7:8], torch.tensor([2]))
     assert (int(single), float(single_logprob)) == (int(tokens[7]), pytest.approx(float(logprobs[7]), abs=1e-6))
-    elsewhere, _ = sample_tokens(rows, keys(30), 3)
+    elsewhere, _ = sample_tokens(rows, keys(30), torch.tensor([3]))
     assert (elsewhere != tokens).float().mean() > 0.3
 
 
@@ -73,8 +73,8 @@ def test_rounding_of_the_logits_flips_few_tokens():
     """Noise of 1e-6, as another batch shape brings, leaves all but a few of 20,000 tokens as they were."""
     rows = logits_of().expand(20_000, V)
     noise = 1e-6 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(3))
-    tokens, _ = sample_tokens(rows, keys(20_000), 0)
-    moved, _ = sample_tokens(rows + noise, keys(20_000), 0)
+    tokens, _ = sample_tokens(rows, keys(20_000), torch.tensor([0]))
+    moved, _ = sample_tokens(rows + noise, keys(20_000), torch.tensor([0]))
     assert int((tokens != moved).sum()) <= 3
 
 

@@ -52,7 +52,7 @@ def greedy_lengths(policy, count):
 
 def test_measure_scores_one_greedy_row_a_prompt(make_policy, sampling):
     policy, task = make_policy("tiny-gpt2"), task_of(length)
-    engine = LocalEngine(max_rows=2)
+    engine = LocalEngine(max_rows=2, cache_gib=0.1, kernels="auto")
     engine.load(policy, version=0)
     prompts = [policy.encode(prompt) for prompt in task.eval_prompts]
     with Scorer(task.terms, timeout_s=10, isolation="none") as scorer:

@@ -87,7 +87,7 @@ def test_scores_are_those_of_the_models_own_forward(policy, sampling):
 
 def test_engine_agrees_with_scoring(policy, sampling):
     """CHECKS 15, 22: generation with the architecture's own cache, left-padded, against the recomputation."""
-    engine = LocalEngine(max_rows=16)
+    engine = LocalEngine(max_rows=16, cache_gib=0.1, kernels="auto")
     engine.load(policy, version=0)
     prompts = [policy.encode(Prompt(i, text)) for i, text in enumerate(("hello there", "ab", "1+1="))]
     if policy.model.config.model_type == "mamba":

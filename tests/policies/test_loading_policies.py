@@ -181,7 +181,7 @@ def test_stories260k_scores_generates_and_tells_a_story(data_folder, make_policy
     assert prompt.tokens.count(policy.tokenizer.bos_token_id) == 1
     assert prompt.tokens[0] == policy.tokenizer.bos_token_id
     assert policy.shares_prompts
-    engine = LocalEngine(max_rows=16)
+    engine = LocalEngine(max_rows=16, cache_gib=0.1, kernels="auto")
     engine.load(policy, version=0)
     setting = sampling(0.8, max_new_tokens=60)
     rollouts = engine.sample([prompt, policy.encode(Prompt(1, "Tom"))], group_size=3, sampling=setting, seed=0)

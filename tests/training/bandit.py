@@ -82,7 +82,7 @@ class TableEngine:
         keys = row_keys(seed, torch.tensor([p.id for _, p, _ in rows]), torch.tensor([s for _, _, s in rows]))
         logits = warp(self.policy.module.logits.expand(len(rows), -1), sampling)
         length = 1 if self.policy.stop is None else sampling.max_new_tokens
-        drawn = [sample_tokens(logits, keys, position) for position in range(length)]
+        drawn = [sample_tokens(logits, keys, torch.tensor([position])) for position in range(length)]
         actions = torch.stack([tokens for tokens, _ in drawn], 1).tolist()
         logprobs = torch.stack([logprobs for _, logprobs in drawn], 1).tolist()
         return [self._rollout(*row, a, lp) for row, a, lp in zip(rows, actions, logprobs, strict=True)]

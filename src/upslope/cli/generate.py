@@ -36,7 +36,7 @@ def generate(
     if not plain and policy.tokenizer.chat_template is not None:
         before = ({"role": "system", "content": system},) if system else ()
         content = (*before, {"role": "user", "content": text})
-    engine = LocalEngine(max_rows=64)
+    engine = LocalEngine(**settings.engine.model_dump())
     engine.load(policy, version=0)
     sampling = dataclasses.replace(sampling_of(settings), temperature=temperature, max_new_tokens=max_new_tokens)
     console = Console(highlight=False, soft_wrap=True)

@@ -1,161 +1,151 @@
-"""The embedded engine: Transformers' own forward with a key-value cache, prompts computed once a group."""
+"""The embedded engine: samples in this process, from the policy's own weights."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from upslope.engines.architecture import UnknownArchitecture
+from upslope.engines.paged import PagedForward
+from upslope.engines.probe import proven_decoder
+from upslope.engines.rows import Forward, Row
 from upslope.engines.sampling import row_keys, sample_tokens
+from upslope.engines.transformers_forward import TransformersForward
 from upslope.errors import ModelError
 from upslope.policies.causal import CausalPolicy
 from upslope.policies.policy import Policy
 from upslope.policies.sampling import Sampling, warp
 from upslope.records import Prompt, Rollout, StopReason
-
-
-@dataclass(slots=True)
-class _Row:
-    """One row while it is being generated."""
-
-    prompt: Prompt
-    group: int
-    sample: int
-    actions: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    text: str = ""
-    stop_reason: StopReason | None = None
+from upslope.stopwatch import span
 
 
 class LocalEngine:
-    """Samples with the policy's own model in this process.
+    """Samples from a causal policy in this process: prompts computed once a group, rows in and out as they finish.
 
-    The weights are the policy's own, so after `load` they are equal by construction. At most max_rows rows are
-    generated at a time; finished rows leave the batch.
+    At most max_rows rows are in progress at a time, in cache_gib of key-value cache. kernels names what the linear
+    layers are computed with (see kernels.linear); `backend` says what was chosen, and why where it is the slow way.
     """
 
-    def __init__(self, *, max_rows: int) -> None:
-        self.max_rows = max_rows
+    def __init__(self, *, max_rows: int, cache_gib: float, kernels: str) -> None:
+        self.max_rows, self.cache_bytes, self.kernels = max_rows, int(cache_gib * 2**30), kernels
         self.version = 0
+        self.backend: Mapping[str, str] = {}
         self._policy: CausalPolicy | None = None
+        self._forward: Forward | None = None
 
     def load(self, policy: Policy, *, version: int) -> None:
-        """Sample from this policy from now on, and stamp rollouts with the version.
+        """Sample from this policy's present weights from now on, and stamp rollouts with the version.
 
-        Raises: ModelError when the policy is not a causal one.
+        Raises: ModelError when the policy is not a causal one; KernelError when the kernels asked for cannot be had.
         """
         if not isinstance(policy, CausalPolicy):
             raise ModelError(f"the local engine samples from causal policies, not from a {type(policy).__name__}")
-        self._policy, self.version = policy, version
+        with span("load"), torch.inference_mode():
+            if policy is not self._policy:
+                self._policy, self._forward = policy, None
+                self._forward = self._choose(policy)
+            elif self._forward is not None:
+                self._forward.load()
+        self.version = version
+
+    def _choose(self, policy: CausalPolicy) -> Forward:
+        """The decoder where it is proven to compute this model, else Transformers' own forward."""
+        try:
+            decoder = proven_decoder(policy, self.kernels)
+        except UnknownArchitecture as unknown:
+            self.backend = {"decoder": f"transformers, because {unknown}", "linear": "torch"}
+            return TransformersForward(policy, max_rows=self.max_rows)
+        self.backend = {"decoder": decoder.architecture.name, "linear": decoder.kernel}
+        return PagedForward(decoder, max_rows=self.max_rows, cache_bytes=self.cache_bytes)
 
     def sample(self, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int) -> list[Rollout]:
         """group_size rollouts of every (encoded) prompt, in order; see engine.Engine.
 
-        Raises: ModelError before a policy is loaded, for a prompt that leaves no room in the model's context, or for an
-        architecture without a key-value cache.
+        Raises: ModelError before a policy is loaded, for a prompt that leaves no room in the model's context, or for a
+        budget that does not hold one row.
         """
-        policy = self._loaded()
+        policy, forward = self._loaded()
         seen: Counter[int] = Counter()
         rows = []
         for group, prompt in enumerate(prompts):
             first = seen[prompt.id]
-            rows += [_Row(prompt, group, sample) for sample in range(first, first + group_size)]
+            rows += [Row(prompt, group, sample) for sample in range(first, first + group_size)]
             seen[prompt.id] += group_size
-        self._check_context(policy, prompts, sampling)
+        _check_context(policy, prompts, sampling)
         training = policy.module.training
         policy.module.eval()
         try:
             with torch.inference_mode():
-                for start in range(0, len(rows), self.max_rows):
-                    _generate(policy, rows[start : start + self.max_rows], sampling, seed)
+                if rows:
+                    _generate(policy, forward, rows, sampling, seed)
         finally:
             policy.module.train(training)
-        return [_finish(row, self.version) for row in rows]
+        rollouts = [_finish(row, self.version) for row in rows]
+        if any(rollout.failure for rollout in rollouts):
+            forward.drop()
+        return rollouts
 
-    def _loaded(self) -> CausalPolicy:
-        if self._policy is None:
+    def _loaded(self) -> tuple[CausalPolicy, Forward]:
+        if self._policy is None or self._forward is None:
             raise ModelError("the engine has no weights yet; call load(policy, version=...) first")
-        return self._policy
-
-    @staticmethod
-    def _check_context(policy: CausalPolicy, prompts: Sequence[Prompt], sampling: Sampling) -> None:
-        limit = policy.context_length
-        longest = max(prompts, key=lambda prompt: len(prompt.tokens), default=None)
-        if limit and longest and len(longest.tokens) + sampling.max_new_tokens > limit:
-            raise ModelError(
-                f"prompt {longest.id} has {len(longest.tokens)} tokens, which with max_new_tokens = "
-                f"{sampling.max_new_tokens} exceeds the model's context of {limit}"
-            )
+        return self._policy, self._forward
 
 
-def _generate(policy: CausalPolicy, rows: list[_Row], sampling: Sampling, seed: int) -> None:
-    device = policy.device
-    keys = row_keys(seed, torch.tensor([r.prompt.id for r in rows]), torch.tensor([r.sample for r in rows])).to(device)
-    logits, cache, mask, lengths = _prefill(policy, rows)
-    active = rows
-    for step in range(sampling.max_new_tokens):
-        tokens, logprobs = _draw(warp(logits, sampling), keys, step, sampling)
-        for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
-            row.actions.append(token)
-            row.logprobs.append(logprob)
-            row.stop_reason = _stopped(row, policy, sampling)
-        alive = torch.tensor([i for i, row in enumerate(active) if row.stop_reason is None], device=device)
-        if not len(alive) or step + 1 == sampling.max_new_tokens:
-            return
-        if len(alive) < len(active):
-            active = [active[i] for i in alive.tolist()]
-            keys, tokens, mask, lengths = keys[alive], tokens[alive], mask[alive], lengths[alive]
-            cache.batch_select_indices(alive)
-        mask = torch.cat([mask, mask.new_ones(len(active), 1)], 1)
-        output = policy.run(
-            input_ids=tokens[:, None],
-            attention_mask=mask,
-            position_ids=(lengths + step)[:, None],
-            past_key_values=cache,
-            use_cache=True,
+def _check_context(policy: CausalPolicy, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+    limit = policy.context_length
+    longest = max(prompts, key=lambda prompt: len(prompt.tokens), default=None)
+    if limit and longest and len(longest.tokens) + sampling.max_new_tokens > limit:
+        raise ModelError(
+            f"prompt {longest.id} has {len(longest.tokens)} tokens, which with max_new_tokens = "
+            f"{sampling.max_new_tokens} exceeds the model's context of {limit}"
         )
-        logits, cache = output.logits[:, -1], output.past_key_values
 
 
-def _prefill(policy: CausalPolicy, rows: Sequence[_Row]):  # type: ignore[no-untyped-def]
-    """Compute every distinct prompt once, left-padded: next-token logits [B, V], cache, mask [B, P], lengths [B]."""
-    prompts: dict[int, Prompt] = {row.group: row.prompt for row in rows}
-    index = {group: i for i, group in enumerate(prompts)}
-    width = max(len(prompt.tokens) for prompt in prompts.values())
-    ids = torch.full((len(prompts), width), policy.pad_id)
-    mask = torch.zeros_like(ids)
-    for i, prompt in enumerate(prompts.values()):
-        ids[i, width - len(prompt.tokens) :] = torch.tensor(prompt.tokens)
-        mask[i, width - len(prompt.tokens) :] = 1
-    ids, mask = ids.to(policy.device), mask.to(policy.device)
-    output = policy.run(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    expand = torch.tensor([index[row.group] for row in rows], device=policy.device)
-    cache = getattr(output, "past_key_values", None)
-    if cache is None:
-        raise ModelError(f"{type(policy.model).__name__} keeps no key-value cache, which the local engine samples with")
-    cache.batch_select_indices(expand)
-    return output.logits[:, -1][expand], cache, mask[expand], mask.sum(1)[expand]
+def _generate(policy: CausalPolicy, forward: Forward, rows: list[Row], sampling: Sampling, seed: int) -> None:
+    """Sample the rows to their ends, in order; as one leaves, the next enters where there is room."""
+    device, endings = policy.device, policy.eos_ids
+    keys = row_keys(seed, torch.tensor([r.prompt.id for r in rows]), torch.tensor([r.sample for r in rows])).to(device)
+    forward.start(rows, max_new_tokens=sampling.max_new_tokens)
+    active: list[int] = []
+    logits: Tensor | None = None
+    entered = 0
+    while active or entered < len(rows):
+        count, new = forward.admit(rows[entered:])
+        active += range(entered, entered + count)
+        entered += count
+        logits = torch.cat([part for part in (logits, new) if part is not None])
+        with span("sample"):
+            tokens = _draw(logits, keys, [rows[i] for i in active], torch.tensor(active, device=device), sampling)
+            for i in active:
+                rows[i].stop_reason = _stopped(rows[i], policy, endings, sampling)
+        alive = [place for place, i in enumerate(active) if rows[i].stop_reason is None]
+        if len(alive) < len(active):
+            forward.keep(alive)
+            active, tokens = [active[place] for place in alive], tokens[alive]
+        logits = forward.step(tokens) if active else None
 
 
-def _draw(logits: Tensor, keys: Tensor, step: int, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    if not sampling.greedy:
-        return sample_tokens(logits, keys, step)
-    best = logits.max(1)
-    return best.indices, best.values - logits.logsumexp(1)
+def _draw(logits: Tensor, keys: Tensor, rows: Sequence[Row], index: Tensor, sampling: Sampling) -> Tensor:
+    """One more action [B] for each of the rows, whose keys are keys[index]."""
+    logits = warp(logits, sampling)
+    if sampling.greedy:
+        best, tokens = logits.max(1)
+        logprobs = best - logits.logsumexp(1)
+    else:
+        positions = torch.tensor([len(row.actions) for row in rows], device=logits.device)
+        tokens, logprobs = sample_tokens(logits, keys[index], positions)
+    for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+        row.actions.append(token)
+        row.logprobs.append(logprob)
+    return tokens
 
 
-def _stopped(row: _Row, policy: CausalPolicy, sampling: Sampling) -> StopReason | None:
-    if row.actions[-1] in policy.eos_ids:
+def _stopped(row: Row, policy: CausalPolicy, endings: frozenset[int], sampling: Sampling) -> StopReason | None:
+    if row.actions[-1] in endings:
         row.text = policy.tokenizer.decode(row.actions[:-1], skip_special_tokens=True)
         return "eos"
     if sampling.stop:
@@ -170,7 +160,7 @@ def _stopped(row: _Row, policy: CausalPolicy, sampling: Sampling) -> StopReason 
     return None
 
 
-def _finish(row: _Row, version: int) -> Rollout:
+def _finish(row: Row, version: int) -> Rollout:
     assert row.stop_reason is not None
     first = len(row.prompt.tokens) - 1
     return Rollout(

@@ -17,9 +17,10 @@ def row_keys(seed: int, prompt_ids: Tensor, samples: Tensor) -> Tensor:
     return _mix(_mix(_mix(torch.full_like(prompt_ids, _signed(seed))) ^ prompt_ids) ^ samples)
 
 
-def sample_tokens(logits: Tensor, keys: Tensor, position: int) -> tuple[Tensor, Tensor]:
+def sample_tokens(logits: Tensor, keys: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one token a row: (tokens [B], log-probabilities [B]) from logits [B, V] of the distribution to sample.
 
+    positions [B] count each row's actions so far, for rows may stand at different places.
     Exact and two-level: a block of the vocabulary by its mass, then a token within the block, each by the Gumbel
     maximum over noise that only (key, position, index) decide.
     Source: Maddison, Tarlow & Minka 2014, arXiv:1411.0030; splitmix64 of Steele, Lea & Flood 2014.
@@ -27,7 +28,7 @@ def sample_tokens(logits: Tensor, keys: Tensor, position: int) -> tuple[Tensor, 
     rows, vocabulary = logits.shape
     blocks = F.pad(logits, (0, -vocabulary % _BLOCK), value=float("-inf")).view(rows, -1, _BLOCK)
     mass = blocks.logsumexp(2)
-    position_keys = _mix(keys + _signed((position + 1) * _GOLDEN))
+    position_keys = _mix(keys + (positions + 1) * _GOLDEN)
     block = (mass + gumbel(position_keys, mass.shape[1], stream=0)).argmax(1)
     within = blocks[torch.arange(rows, device=logits.device), block]
     tokens = block * _BLOCK + (within + gumbel(position_keys, _BLOCK, stream=1)).argmax(1)

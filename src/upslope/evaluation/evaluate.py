@@ -58,7 +58,7 @@ def evaluate(
     if max_new_tokens is not None:
         sampling = dataclasses.replace(sampling, max_new_tokens=max_new_tokens)
     policy = policy_to_sample(source, settings, seed=seed)
-    engine = LocalEngine(max_rows=settings.engine.max_rows)
+    engine = LocalEngine(**settings.engine.model_dump())
     engine.load(policy, version=0)
     reward = settings.reward
     with Scorer(task.terms, timeout_s=reward.timeout_s, isolation=reward.isolation) as scorer:

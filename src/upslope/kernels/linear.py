@@ -1,9 +1,9 @@
-"""Linear layers for decoding behind one seam: weights are loaded once a version, then multiplied by a few rows a step."""
+"""Linear layers for decoding behind one seam: weights are loaded once a version, and multiplied by few rows a step."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -89,9 +89,9 @@ class NativeLinear:
             self._packed = torch.empty(floats)
         start = 0
         for weight in weights:
-            weight = weight.detach().contiguous()
-            self._library.pack(pointer(weight), pointer(self._packed[start:]), *sizes(*weight.shape))
-            start += weight.numel()
+            whole = weight.detach().contiguous()
+            self._library.pack(pointer(whole), pointer(self._packed[start:]), *sizes(*whole.shape))
+            start += whole.numel()
         self._bias = _stack_biases(weights, biases)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -133,9 +133,13 @@ def choose_kernel(wanted: str, *, device: torch.device, dtype: torch.dtype) -> s
 
 def make_linear(kernel: str, *, dtype: torch.dtype | None = None) -> Linear:
     """An empty linear layer of the kernel; dtype is what "torch" computes in, where that is not the weights' own."""
-    if kernel == "torch":
-        return TorchLinear(dtype)
-    return {"native": NativeLinear, "onednn": OneDNNLinear, "float16": Float16Linear}[kernel]()
+    makers: dict[str, Callable[[], Linear]] = {
+        "native": NativeLinear,
+        "onednn": OneDNNLinear,
+        "torch": lambda: TorchLinear(dtype),
+        "float16": Float16Linear,
+    }
+    return makers[kernel]()
 
 
 def _stack(weights: Sequence[Tensor]) -> Tensor:
