@@ -109,7 +109,7 @@ def launch(
             recipe=recipe,
             run=run,
             policy=policy,
-            engine=LocalEngine(max_rows=recipe.engine.max_rows),
+            engine=LocalEngine(**recipe.engine.model_dump()),
             task=task,
             scorer=_scorer(recipe, task, stack),
             optimizer=optimizer,
