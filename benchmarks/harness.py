@@ -28,13 +28,17 @@ PEERS = Path(os.environ.get("PEERS") or FOLDER.parent / ".venv-peers")
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: a function of a script, its options, and the peer's environment it needs, if any."""
+    """One side of a comparison: a function of a script, its options, and the peer's environment it needs, if any.
+
+    most_repeats bounds the repetitions of a side that takes minutes.
+    """
 
     name: str
     script: str
     function: str
     options: Mapping[str, Any] = field(default_factory=dict)
     environment: str | None = None
+    most_repeats: int | None = None
 
 
 @dataclass
@@ -149,9 +153,9 @@ def measure(
                 result.versions = worker.ready["versions"]
                 for _ in range(warmups):
                     worker.repeat()
-        for _ in range(repeats):
+        for repetition in range(repeats):
             for result in measured:
-                if result.side.name in workers:
+                if result.side.name in workers and repetition < (result.side.most_repeats or repeats):
                     with _problems_kept(result, workers):
                         result.answers.append(workers[result.side.name].repeat())
                         print(f"  {result.side.name}: {result.seconds[-1]:.2f} s", file=sys.stderr, flush=True)

@@ -23,10 +23,9 @@ SUMMARY = re.compile(r"quickstart: before=(\S+) after=(\S+) .* train_s=(\d+)")
 def run(turn: Any, *, source: str) -> None:
     """`upslope quickstart` of the package that lies in a source folder."""
     import os
-    import resource
     import sys
 
-    from worker import peak_bytes
+    from worker import peak_bytes_of_children
 
     answer: dict[str, float] = {}
     while True:
@@ -45,7 +44,7 @@ def run(turn: Any, *, source: str) -> None:
             raise SystemExit(f"quickstart gave no summary: {finished.stderr[-500:]}")
         before, after, seconds = map(float, found.groups())
         answer = {"seconds": seconds, "before": before, "after": after}
-        answer["peak_bytes"] = peak_bytes(resource.RUSAGE_CHILDREN)
+        answer["peak_bytes"] = peak_bytes_of_children()
 
 
 def source_of(commit: str) -> str:

@@ -109,7 +109,8 @@ def _ranged(case: Mapping[str, Any], key: str) -> str:
 
 def _both(case: Mapping[str, Any], key: str, form: str, scale: float = 1.0) -> str:
     values = [case[f"{side}_{key}"] for side in ("upslope", "peer")]
-    return " / ".join("-" if value is None else form.format(value / scale) for value in values)
+    cells = ["-" if value is None else form.format(value / scale) for value in values]
+    return "-" if cells == ["-", "-"] else " / ".join(cells)
 
 
 def table(cases: Sequence[Mapping[str, Any]]) -> str:

@@ -18,7 +18,12 @@ from results import compare, report
 PROMPT_TOKENS = NEW_TOKENS = 64
 BATCHES = (1, 16, 64)
 PEERS = ("dynamic cache", "static cache", "continuous batching")
-ENGINES: dict[str, dict[str, Any]] = {"upslope": {}}
+ENGINES: dict[str, dict[str, Any]] = {
+    "upslope": {},
+    "upslope, onednn": {"kernels": "onednn"},
+    "upslope, torch": {"kernels": "torch"},
+    "upslope, float16": {"kernels": "float16"},
+}
 """upslope's variants: name -> settings of the recipe's [engine] section."""
 CONTINUOUS_LIMIT_S = 120.0
 
@@ -48,7 +53,7 @@ def upslope(turn: Any, *, model: str, batch: int, engine: dict[str, Any]) -> Non
     sampling = Sampling(1.0, None, None, NEW_TOKENS, ())
     seed, tokens = 0, 0
     while True:
-        turn(tokens=tokens)
+        turn(tokens=tokens, backend=str(dict(sampler.backend)))
         rollouts = sampler.sample(rows, group_size=1, sampling=sampling, seed=seed)
         seed, tokens = seed + 1, sum(len(rollout.actions) for rollout in rollouts)
 
@@ -84,19 +89,30 @@ def main() -> None:
     parser.add_argument("--batch", type=int, action="append", help=f"rows at a time (may be repeated; {BATCHES})")
     options = parser.parse_args()
     model = workloads.folder()
-    size, best, cases = ModelSize.of(model), find(options.peers), []
+    size, best, cases, backends = ModelSize.of(model), find(options.peers), [], {}
     for batch in options.batch or BATCHES:
         shared = {"model": model, "batch": batch}
         own = [Side(name, __file__, "upslope", shared | {"engine": engine}) for name, engine in ENGINES.items()]
-        peers = [Side(f"Transformers, {way}", __file__, "transformers", shared | {"way": way}) for way in PEERS]
+        peers = [
+            Side(
+                f"Transformers, {way}",
+                __file__,
+                "transformers",
+                shared | {"way": way},
+                most_repeats=1 if way == "continuous batching" else None,
+            )
+            for way in PEERS
+        ]
         results = measure([*own, *peers], repeats=options.repeats, peers=options.peers, timeout_s=CONTINUOUS_LIMIT_S)
         least = generation_s(size, best, prompt_tokens=batch * PROMPT_TOKENS, rows=batch, new_tokens=NEW_TOKENS)
+        backends |= {r.side.name: r.answers[-1]["backend"] for r in results[: len(own)] if r.answers}
         cases += [
             compare(f"batch {batch}", upslope, peer, unit="tokens/s", least_s=least)
             for upslope in results[: len(own)]
             for peer in results[len(own) :]
         ]
-    report("rollout", cases, ceilings=best.as_dict(), results=options.results)
+    notes = [f"{name} computes by {backend}" for name, backend in backends.items()]
+    report("rollout", cases, ceilings=best.as_dict(), results=options.results, notes=notes)
 
 
 if __name__ == "__main__":

@@ -46,14 +46,13 @@ assert row.shape[1] == prompt["input_ids"].shape[1] + 1
 
 def run(turn: Any, *, code: str) -> None:
     """Repetitions of a program in this environment's Python."""
-    import resource
     import subprocess
     import sys
 
-    from worker import peak_bytes
+    from worker import peak_bytes_of_children
 
     while True:
-        turn(peak_bytes=peak_bytes(resource.RUSAGE_CHILDREN))
+        turn(peak_bytes=peak_bytes_of_children())
         subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -14,7 +14,8 @@ import runpy
 import sys
 import time
 from importlib import metadata
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "numpy", "numba", "torchrl")
 
@@ -26,14 +27,14 @@ class Turn:
         self._answers = answers
         self._started: float | None = None
 
-    def __call__(self, **counts: float) -> None:
+    def __call__(self, **counts: Any) -> None:
         """End the repetition under way and wait; counts (tokens, say) go with its answer. The first call: loaded.
 
         `seconds` and `peak_bytes` among the counts replace what is measured here, for work that another process does.
         """
         elapsed = 0.0 if self._started is None else time.perf_counter() - self._started
         ready = {"versions": versions()} if self._started is None else {}
-        answer = {"seconds": elapsed, "peak_bytes": peak_bytes(resource.RUSAGE_SELF), **ready, **counts}
+        answer = {"seconds": elapsed, "peak_bytes": peak_bytes(), **ready, **counts}
         self._answers.write(json.dumps(answer) + "\n")
         self._answers.flush()
         if not sys.stdin.readline():
@@ -41,9 +42,18 @@ class Turn:
         self._started = time.perf_counter()
 
 
-def peak_bytes(who: int) -> int:
-    """The most memory this process (or, by RUSAGE_CHILDREN, the largest of those it started) ever held."""
-    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def peak_bytes() -> int:
+    """The most memory this process ever held. On Linux, ru_maxrss would begin at what the parent held."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def peak_bytes_of_children() -> int:
+    """The most memory that the largest of the processes started and ended here ever held."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def versions() -> dict[str, str]:
