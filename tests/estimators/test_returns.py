@@ -117,13 +117,47 @@ def test_reverse_scan_of_ones_counts_exactly():
     assert torch.equal(actual, torch.arange(100_000, 0, -1).float())
 
 
-def test_reverse_scan_has_the_gradient_of_finite_differences():
-    """CHECKS 24: in increments and decays, at zero decays too."""
-    increment, decay, num_actions, _ = draw([5, 1, 4])
+@pytest.mark.parametrize("lengths", [[5, 1, 4], [1], [1, 1, 1], [9]])
+def test_reverse_scan_has_the_gradient_of_finite_differences(lengths):
+    """CHECKS 24: in increments and decays, at zero decays too, first and second derivative."""
+    increment, decay, num_actions, _ = draw(lengths)
     decay[row_ends(num_actions)] = 0.0
     inputs = increment.requires_grad_(), decay.requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, d: reverse_scan(a, d, max_length=5), inputs)
+    assert torch.autograd.gradcheck(lambda a, d: reverse_scan(a, d, max_length=sum(lengths)), inputs)
+    assert torch.autograd.gradgradcheck(lambda a, d: reverse_scan(a, d, max_length=sum(lengths)), inputs)
     assert torch.autograd.gradcheck(lambda a, d: windowed_scan(a, d, window=3), inputs)
+
+
+@settings(deadline=None, max_examples=40)
+@given(LENGTHS, st.integers(0, 10))
+def test_the_gradient_of_reverse_scan_is_the_recurrence_from_the_other_end(lengths, seed):
+    increment, decay, num_actions, _ = draw(lengths, seed)
+    decay[row_ends(num_actions)] = 0.0
+    weights = torch.randn(sum(lengths), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    increment.requires_grad_()
+    (reverse_scan(increment, decay, max_length=max(lengths)) * weights).sum().backward()
+    expected, flow = [], 0.0
+    for weight, before in zip(weights.tolist(), [0.0, *decay.tolist()], strict=False):
+        flow = weight + before * flow
+        expected.append(flow)
+    assert_close(increment.grad, torch.tensor(expected, dtype=torch.float64), **TOLERANCE)
+
+
+def test_reverse_scan_leaves_its_inputs_alone_and_owns_its_result():
+    """Its buffers are shared among doublings, never with the caller."""
+    increment, decay, *_ = draw([33])
+    before = increment.clone(), decay.clone()
+    x = reverse_scan(increment, decay, max_length=33)
+    assert torch.equal(increment, before[0])
+    assert torch.equal(decay, before[1])
+    assert x.untyped_storage().nbytes() == x.numel() * x.element_size()
+
+
+def test_reverse_scan_of_no_action_is_empty():
+    empty = torch.zeros(0, requires_grad=True)
+    x = reverse_scan(empty, torch.zeros(0), max_length=1)
+    x.sum().backward()
+    assert x.shape == empty.grad.shape == (0,)
 
 
 def test_rows_are_where_num_actions_says():
@@ -213,13 +247,22 @@ def test_padded_slots_change_no_estimate(poison):
     assert torch.equal(actual, expected)
 
 
-def test_a_row_is_estimated_alike_whatever_it_is_packed_with():
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.integers(0, 10))
+def test_a_row_is_estimated_alike_whatever_it_is_packed_with(lengths, seed):
     """Bit for bit, in float32: rows before, after and longer change nothing."""
-    rewards, values, num_actions, bootstrap = (x.float() if x.is_floating_point() else x for x in draw([5, 37, 12]))
-    together = gae(rewards, values, num_actions, bootstrap, gamma=0.99, lam=0.95).split([5, 37, 12])
-    for row, (r, v) in enumerate(zip(rewards.split([5, 37, 12]), values.split([5, 37, 12]), strict=True)):
+    drawn = draw(lengths, seed)
+    rewards, values, num_actions, bootstrap = (x.float() if x.is_floating_point() else x for x in drawn)
+    together = gae(rewards, values, num_actions, bootstrap, gamma=0.99, lam=0.95).split(lengths)
+    for row, (r, v) in enumerate(zip(rewards.split(lengths), values.split(lengths), strict=True)):
         alone = gae(r, v, num_actions[row : row + 1], bootstrap[row : row + 1], gamma=0.99, lam=0.95)
         assert torch.equal(alone, together[row])
+
+
+def test_finite_numbers_whose_sum_overflows_are_accepted():
+    """The quick look at the sum must not refuse what is finite value by value."""
+    huge, num_actions, zero = torch.full((4,), 2e38), torch.tensor([2, 2]), torch.zeros(2)
+    assert torch.equal(gae(huge, torch.zeros(4), num_actions, zero, gamma=0.5, lam=0.0), huge)
 
 
 def test_truncation_bootstraps_and_termination_does_not():

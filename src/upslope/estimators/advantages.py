@@ -18,6 +18,6 @@ def gae(rewards: Tensor, values: Tensor, num_actions: Tensor, bootstrap: Tensor,
     """
     check_packed(num_actions, actions={"rewards": rewards, "values": values}, rows={"bootstrap": bootstrap})
     rewards, values, bootstrap = promote(rewards, values, bootstrap)
-    delta = rewards + gamma * next_values(values, num_actions, bootstrap) - values
+    delta = next_values(values, num_actions, bootstrap).mul_(gamma).add_(rewards).sub_(values)
     decay = row_decay(gamma * lam, num_actions, like=delta)
     return reverse_scan(delta, decay, max_length=int(num_actions.max()))

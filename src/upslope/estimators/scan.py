@@ -7,6 +7,7 @@ M is their sum. Half-precision and integer inputs are computed and returned in f
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def row_decay(factor: float, num_actions: Tensor, *, like: Tensor) -> Tensor:
 
 def next_values(values: Tensor, num_actions: Tensor, bootstrap: Tensor) -> Tensor:
     """`V[t+1]`, [M]: the value of the next action of the row, and bootstrap [B] after the row's last action."""
-    return values.roll(-1).index_copy(0, row_ends(num_actions), bootstrap)
+    return values.roll(-1).index_copy_(0, row_ends(num_actions), bootstrap)
 
 
 def reverse_scan(increment: Tensor, decay: Tensor, *, max_length: int) -> Tensor:
@@ -54,12 +55,47 @@ def reverse_scan(increment: Tensor, decay: Tensor, *, max_length: int) -> Tensor
     loop over time; differentiable in both; the numbers of a row do not depend on what it is packed with.
     Source: Hillis and Steele 1986, "Data parallel algorithms" (doi:10.1145/7902.7903).
     """
-    size, width = increment.shape[0], 1
-    x, product = increment, decay
-    while width < min(max_length, size):
-        x = _extend(x, product, x, width)
-        product = product[:-width] * product[width:]
-        width *= 2
+    x: Tensor = _ReverseScan.apply(increment, decay, max_length)  # type: ignore[no-untyped-call]
+    return x
+
+
+class _ReverseScan(torch.autograd.Function):
+    """The scan and its gradient, a scan from the other end: what reaches x[t] is its own and decay[t-1] of x[t-1]'s."""
+
+    @staticmethod
+    def forward(ctx: Any, increment: Tensor, decay: Tensor, max_length: int) -> Tensor:
+        x = _doubled(increment, decay, reach=min(max_length, increment.shape[0]))
+        ctx.save_for_backward(decay, x)
+        ctx.max_length = max_length
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        decay, x = ctx.saved_tensors
+        before = decay.roll(1).flip(0)
+        reached = reverse_scan(grads[0].flip(0), before, max_length=ctx.max_length).flip(0)
+        if not ctx.needs_input_grad[1]:
+            return reached, None, None
+        later = x.roll(-1)
+        later[-1:] = 0.0
+        return reached, reached * later, None
+
+
+def _doubled(x: Tensor, product: Tensor, *, reach: int) -> Tensor:
+    """The scan where no x[t] needs more than `reach` increments; each doubling of `width` looks twice as far ahead.
+
+    product[t] = decay[t] ... decay[t + width - 1]. Doublings write to two buffers in turn, all but the result's own in
+    one block: at a million actions fresh memory for each of them would cost more than the arithmetic.
+    """
+    size, width = x.shape[0], 1
+    result, (other, *products) = torch.empty_like(x), x.new_empty(3, size)
+    for level in reversed(range(max(reach - 1, 0).bit_length())):
+        wider = (result, other)[level % 2]  # level 0, the last, is the result
+        ahead, twice = size - width, max(size - 2 * width, 0)
+        torch.addcmul(x[:ahead], product[:ahead], x[width:], out=wider[:ahead])
+        wider[ahead:] = x[ahead:]
+        product = torch.mul(product[:twice], product[width:][:twice], out=products[level % 2][:twice])
+        x, width = wider, 2 * width
     return x
 
 
@@ -105,21 +141,23 @@ def check_packed(num_actions: Tensor, *, actions: dict[str, Tensor], rows: dict[
     total = int(num_actions.sum())
     for name, tensor in actions.items():
         _check_shape(name, tensor, total, "one value per action")
-        check_finite(name, tensor, row_ids(num_actions))
+        check_finite(name, tensor, num_actions)
     for name, tensor in rows.items():
         _check_shape(name, tensor, num_actions.shape[0], "one value per row")
         check_finite(name, tensor)
 
 
-def check_finite(name: str, x: Tensor, rows: Tensor | None = None) -> None:
-    """Checks that x [n] is finite; rows [n] names the row of each value, by default its index.
+def check_finite(name: str, x: Tensor, num_actions: Tensor | None = None) -> None:
+    """Checks that x is finite: per action [M] of rows of num_actions [B], or without them per row [B].
 
     Raises: RecordError naming the tensor and the row of the first value at fault.
     """
+    if x.sum().isfinite():  # one reading of x; a sum that overflows says nothing, so each value is then looked at
+        return
     finite = x.isfinite()
     if not finite.all():
         index = int((~finite).nonzero()[0])
-        row = index if rows is None else int(rows[index])
+        row = index if num_actions is None else int(row_ids(num_actions)[index])
         raise RecordError(f"{name} holds {float(x[index])} in row {row}; drop that row or repair what produced it")
 
 
