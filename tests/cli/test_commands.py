@@ -297,3 +297,19 @@ def test_sparkline_and_duration():
     assert sparkline([2.0, 2.0]) == "▁▁"
     assert len(sparkline(range(100))) == 24
     assert [duration(s) for s in (0, 7.4, 61, 3723)] == ["0:00", "0:07", "1:01", "1:02:03"]
+
+
+def test_profile_tells_where_the_time_went_and_goes_on_in_a_resumed_run(upslope, recipe, tmp_path):
+    """The shares printed and kept sum to 1, over the steps of both parts of the run."""
+    folder = tmp_path / "run"
+    status, out, _ = upslope("train", recipe, "--profile", "--set", f"folder={folder}")
+    assert not status
+    assert "| part " in out
+    assert "| decode " in out
+    first = json.loads((folder / "profile.json").read_text())
+    assert first["steps"] == 2
+    assert sum(first["shares"].values()) == pytest.approx(1.0, rel=1e-9)
+    assert (folder / "profile.md").read_text() in out
+    status, _, _ = upslope("resume", folder, "--profile", "--set", "steps=3")
+    assert not status
+    assert json.loads((folder / "profile.json").read_text())["steps"] == 3

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from upslope.cli.profile import ProfileOption, show_profile
 from upslope.cli.progress import LiveProgress
 
 
@@ -16,6 +17,7 @@ def resume(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting, training.steps say.")
     ] = None,
+    profile: ProfileOption = False,
 ) -> None:
     """Continue a run from its newest intact checkpoint, bit for bit as if it had never stopped."""
     from upslope.recipe import Recipe, parse_override
@@ -30,3 +32,5 @@ def resume(
         finished = continue_run(opened, trackers=[progress], overrides=overrides)
     reason = next(event["reason"] for event in reversed(list(finished.events("finished"))))
     console.print(f"finished, as {reason}: {finished.folder}", highlight=False, soft_wrap=True)
+    if profile:
+        show_profile(finished, console)

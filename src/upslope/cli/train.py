@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from upslope.cli.profile import ProfileOption, show_profile
 from upslope.cli.progress import LiveProgress
 
 
@@ -16,6 +17,7 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Override a setting; may be repeated.")
     ] = None,
+    profile: ProfileOption = False,
 ) -> None:
     """Train a model as a recipe says."""
     from upslope.recipe import Recipe, parse_override
@@ -30,3 +32,5 @@ def train(
     reason = next(event["reason"] for event in reversed(list(run.events("finished"))))
     console.print(f"finished, as {reason}: {run.folder}", highlight=False, soft_wrap=True)
     console.print(f"the model is an ordinary Transformers folder: {run.model_path}", highlight=False, soft_wrap=True)
+    if profile:
+        show_profile(run, console)

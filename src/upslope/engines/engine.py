@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from upslope.policies.policy import Policy
@@ -11,7 +11,12 @@ from upslope.records import Prompt, Rollout
 
 
 class Engine(Protocol):
-    """A policy that samples fast."""
+    """A policy that samples fast.
+
+    backend says what it computes with, and why where it is the slow way; known once a policy is loaded.
+    """
+
+    backend: Mapping[str, str]
 
     def load(self, policy: Policy, *, version: int) -> None:
         """Take the policy's present weights; rollouts carry the version, and caches of older weights are dropped."""

@@ -57,7 +57,7 @@ class Run:
         except OSError as error:
             raise CheckpointError(f"cannot make the run folder {run.folder}: {error.strerror}") from error
         with run:
-            _write(run.recipe_path, recipe_toml)
+            write_text(run.recipe_path, recipe_toml)
             if run._events.path.exists():
                 run.log_resume(-1)
         return run
@@ -104,7 +104,7 @@ class Run:
 
     def write_recipe(self, recipe_toml: str) -> None:
         """Replace recipe.toml, whole or not at all: a resumed run may have new settings."""
-        _write(self.recipe_path, recipe_toml)
+        write_text(self.recipe_path, recipe_toml)
 
     def log_resume(self, step: int) -> None:
         """Mark that the run goes on from the end of this step: what the logs hold of later steps no longer stands."""
@@ -265,7 +265,7 @@ def _standing(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return standing
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a small file so that it is either the old one or the new one, whatever happens."""
     temporary = path.with_name(f".tmp-{path.name}")
     try:

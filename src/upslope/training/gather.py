@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from upslope.records import Rollout
 from upslope.rewards import overlong_penalty
+from upslope.stopwatch import span
 from upslope.training.seeds import data_order
 from upslope.training.session import Session
 
@@ -16,13 +17,18 @@ EQUAL = "equal scores"
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """Scored rollouts of one step; what was dropped, by reason; where in the data the next step starts."""
+    """Scored rollouts of one step; what was dropped, by reason; where in the data the next step starts.
+
+    prompt_tokens counts the distinct prompts' tokens, sampled_tokens all actions, of dropped rows as well.
+    """
 
     rollouts: tuple[Rollout, ...]
     dropped: Counter[str]
     position: int
     rollout_s: float
     reward_s: float
+    prompt_tokens: int
+    sampled_tokens: int
 
     @property
     def failed(self) -> bool:
@@ -42,6 +48,7 @@ def gather(session: Session, *, step: int) -> Experience:
     dropped: Counter[str] = Counter()
     position, groups = session.state.position, 0
     rollout_s = reward_s = 0.0
+    prompt_tokens = sampled_tokens = 0
     for attempt in range(1 + settings.max_resamples * settings.dynamic_sampling):
         wanted = training.prompts_per_step - groups
         size = len(session.task.prompts)
@@ -55,8 +62,11 @@ def gather(session: Session, *, step: int) -> Experience:
             seed=session.seed("rollout", step, attempt),
         )
         sampled = time.perf_counter()
-        scored = session.scorer.score(rollouts)
+        with span("reward"):
+            scored = session.scorer.score(rollouts)
         rollout_s, reward_s = rollout_s + sampled - started, reward_s + time.perf_counter() - sampled
+        prompt_tokens += sum(map(len, {rollout.prompt.tokens for rollout in rollouts}))
+        sampled_tokens += sum(len(rollout.actions) for rollout in rollouts)
         dropped += Counter(rollout.failure for rollout in scored if rollout.failure)
         for members in _by_group(scored):
             if settings.dynamic_sampling and len({rollout.score for rollout in members}) == 1:
@@ -66,7 +76,7 @@ def gather(session: Session, *, step: int) -> Experience:
             groups += 1
         if groups == training.prompts_per_step:
             break
-    return Experience(tuple(kept), dropped, position, rollout_s, reward_s)
+    return Experience(tuple(kept), dropped, position, rollout_s, reward_s, prompt_tokens, sampled_tokens)
 
 
 def _charged(session: Session, rollout: Rollout) -> Rollout:

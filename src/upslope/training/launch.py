@@ -17,6 +17,7 @@ import torch
 from upslope.engines.local import LocalEngine
 from upslope.errors import CheckpointError, DataError, RecipeError, UpslopeError
 from upslope.evaluation.evaluate import sampling_of
+from upslope.kernels import gemm
 from upslope.policies.causal import CausalPolicy
 from upslope.policies.loading import load_policy
 from upslope.recipe import Recipe
@@ -120,6 +121,7 @@ def launch(
         )
         if resumed is not None:
             _continue(session, checkpoint)
+        run.log("kernels", step=session.state.step, **_kernels(recipe, session.engine.backend))
         loop = policy_gradient.train if recipe.method == "policy_gradient" else supervised.train
         return _guarded(session, loop)
 
@@ -166,6 +168,12 @@ def _policy(recipe: Recipe) -> CausalPolicy:
         device=settings.device,
         seed=recipe.training.seed,
     )
+
+
+def _kernels(recipe: Recipe, engine: Mapping[str, str]) -> dict[str, str]:
+    """What computes the run, of the ways there are: the engine's decoder and linear layers, the update's products."""
+    fast = recipe.model.device == "cpu" and recipe.model.dtype == "float32"
+    return {**engine, "update": gemm.backend() if fast else "torch"}
 
 
 def _scorer(recipe: Recipe, task: Task, stack: ExitStack) -> Scorer | None:

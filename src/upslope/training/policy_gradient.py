@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -13,11 +12,13 @@ from upslope import estimators, losses
 from upslope.errors import RecordError
 from upslope.estimators import AdaptiveKL, FixedKL, RunningMean
 from upslope.records import Batch, Rollout, collate
+from upslope.stopwatch import span
 from upslope.training.credit import assign_credit
 from upslope.training.gather import Experience, gather
 from upslope.training.optimizer import set_learning_rate
 from upslope.training.seeds import generator
 from upslope.training.session import Session, TrainState
+from upslope.training.timing import time_metrics, timed
 from upslope.training.update import UpdateReport, pieces, update
 
 
@@ -25,31 +26,36 @@ def train(session: Session) -> None:
     """Train until the session is over. Each step is a pure function of the weights, the optimiser and session.state."""
     while session.settle():
         step = session.state.step + 1
-        started = time.perf_counter()
-        with session.interrupts.allowed():
-            experience = gather(session, step=step)
-        metrics = describe(experience)
-        state = dataclasses.replace(session.state, step=step, position=experience.position)
-        if experience.rollouts:
-            try:
-                state, learned = learn(session, experience, state)
-            except RecordError as error:  # a non-finite log-probability, value or reward, found before any update
-                learned = {"skipped": 1, "problem": str(error)}
-            metrics |= learned
-        else:
-            metrics |= {"skipped": int(experience.failed), "problem": f"no usable sample: {dict(experience.dropped)}"}
+        with timed() as seconds:
+            with session.interrupts.allowed():
+                experience = gather(session, step=step)
+            state = dataclasses.replace(session.state, step=step, position=experience.position)
+            state, metrics = attempt(session, experience, state)
+            session.load_engine(step)
+        metrics = describe(experience) | metrics | time_metrics(seconds, token_counts(session, experience))
         state = dataclasses.replace(
             state,
             bad_steps=state.bad_steps + 1 if metrics.get("skipped") else 0,
-            train_s=state.train_s + time.perf_counter() - started,
+            train_s=state.train_s + sum(seconds.values()),
         )
-        session.finish_step(state, {**metrics, "step_s": time.perf_counter() - started})
+        session.finish_step(state, metrics)
+
+
+def attempt(session: Session, experience: Experience, state: TrainState) -> tuple[TrainState, dict[str, float | str]]:
+    """One step's learning where there is something to learn from; else the state as it is, and what was wrong."""
+    if not experience.rollouts:
+        problem = f"no usable sample: {dict(experience.dropped)}"
+        return state, {"skipped": int(experience.failed), "problem": problem}
+    try:
+        return learn(session, experience, state)
+    except RecordError as error:  # a non-finite log-probability, value or reward, found before any update
+        return state, {"skipped": 1, "problem": str(error)}
 
 
 def learn(session: Session, experience: Experience, state: TrainState) -> tuple[TrainState, dict[str, float | str]]:
     """One step's learning from its experience: (state with KL coefficient and running mean, metrics)."""
     settings = session.recipe.algorithm
-    rollouts = [r for r in experience.rollouts if r.terminated or settings.overlong != "mask"]
+    rollouts = learned_from(session, experience)
     if not rollouts:
         return state, {"skipped": 1, "problem": "every row was cut and algorithm.overlong is 'mask'"}
     batch, _ = collate(rollouts)
@@ -62,6 +68,11 @@ def learn(session: Session, experience: Experience, state: TrainState) -> tuple[
     metrics |= optimise(session, batch, state)
     mean = credit.running_mean
     return dataclasses.replace(steered, running_mean=mean.mean, running_weight=mean.weight), metrics
+
+
+def learned_from(session: Session, experience: Experience) -> list[Rollout]:
+    """The rollouts that enter the update: cut ones do not where algorithm.overlong is "mask"."""
+    return [r for r in experience.rollouts if r.terminated or session.recipe.algorithm.overlong != "mask"]
 
 
 def _steer_kl(session: Session, state: TrainState, metrics: Mapping[str, float | str], num_rows: int) -> TrainState:
@@ -83,8 +94,12 @@ def rescore(session: Session, batch: Batch) -> Batch:
     """
     settings = session.recipe.algorithm
     if settings.epochs * settings.minibatches > 1 or settings.needs_critic or settings.kl == "reward":
-        batch = _score_into(session, batch, reference=False)
-    return _score_into(session, batch, reference=True) if settings.needs_reference else batch
+        with span("score"):
+            batch = _score_into(session, batch, reference=False)
+    if settings.needs_reference:
+        with span("reference"):
+            batch = _score_into(session, batch, reference=True)
+    return batch
 
 
 def _score_into(session: Session, batch: Batch, *, reference: bool) -> Batch:
@@ -202,6 +217,7 @@ def describe(experience: Experience) -> dict[str, float | str]:
     metrics: dict[str, float | str] = {"samples": len(rollouts), "dropped": sum(experience.dropped.values())}
     metrics |= {f"dropped/{reason}": count for reason, count in experience.dropped.items()}
     metrics |= {"rollout_s": experience.rollout_s, "reward_s": experience.reward_s}
+    metrics["tokens_per_s"] = experience.sampled_tokens / max(experience.rollout_s, 1e-9)
     if not rollouts:
         return metrics
     scores = torch.tensor([rollout.score for rollout in rollouts])
@@ -211,13 +227,22 @@ def describe(experience: Experience) -> dict[str, float | str]:
         "reward_std": float(scores.std(unbiased=False)),
         "length": sum(lengths) / len(lengths),
         "terminated": sum(rollout.terminated for rollout in rollouts) / len(rollouts),
-        "tokens_per_s": sum(lengths) / max(experience.rollout_s, 1e-9),
     }
     for name in {name: None for rollout in rollouts for name in rollout.metrics}:
         if name != "reward":
             values = [rollout.metrics[name] for rollout in rollouts if name in rollout.metrics]
             metrics[f"reward/{name}"] = sum(values) / len(values)
     return metrics
+
+
+def token_counts(session: Session, experience: Experience) -> dict[str, int]:
+    """Tokens that each phase of the step had to compute; rows trained on in several epochs count in each."""
+    trained = sum(len(rollout.tokens) for rollout in learned_from(session, experience))
+    return {
+        "prefill": experience.prompt_tokens,
+        "decode": experience.sampled_tokens,
+        "update": trained * session.recipe.algorithm.epochs,
+    }
 
 
 def _log_samples(session: Session, rollouts: Sequence[Rollout], batch: Batch) -> None:

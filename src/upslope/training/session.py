@@ -85,7 +85,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.base = self.base or fingerprint(self.policy.module)
-        self.engine.load(self.policy, version=self.state.step)
+        self.load_engine(self.state.step)
 
     def seed(self, *purpose: str | int) -> int:
         """The seed of one purpose, decided by training.seed."""
@@ -111,13 +111,16 @@ class Session:
             self.save()
         return not finished
 
+    def load_engine(self, step: int) -> None:
+        """Give the engine the weights as they are after this step."""
+        self.engine.load(self.policy, version=step)
+
     def finish_step(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
-        """Log the step and make its state the run's own.
+        """Log the step and make its state the run's own; the engine holds its weights already.
 
         Raises: DivergenceError after training.max_bad_steps bad steps in a row, or at the end when all were bad.
         """
         self.state = state
-        self.engine.load(self.policy, version=state.step)
         self.run.log("train", step=state.step, **metrics)
         self._track(state.step, metrics)
         never_learned = state.step >= self.recipe.training.steps and state.bad_steps == state.step
@@ -254,7 +257,7 @@ class Session:
             kl_coef=state.kl_coef if first_kl_coef == checkpoint.state["first_kl_coef"] else first_kl_coef,
         )
         self._saved = self.state.step
-        self.engine.load(self.policy, version=self.state.step)
+        self.load_engine(self.state.step)
 
     def _check_parameters(self, checkpoint: Checkpoint) -> None:
         parameters, saved = trainable(self.policy.module), checkpoint.tensors["parameters"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 from torch import Tensor
 
@@ -11,9 +10,12 @@ from upslope import losses
 from upslope.errors import DataError
 from upslope.policies.policy import Policy
 from upslope.records import Batch, Prompt, Rollout, collate
+from upslope.stopwatch import span
+from upslope.stopwatch import span
 from upslope.training.optimizer import apply_gradients, set_learning_rate
 from upslope.training.seeds import data_order
 from upslope.training.session import Session
+from upslope.training.timing import time_metrics, timed
 from upslope.training.update import Terms, accumulate
 
 
@@ -21,25 +23,26 @@ def train(session: Session) -> None:
     """Train on the completions of the task's prompts until the session is over."""
     recipe = session.recipe
     while session.settle():
-        state, started = session.state, time.perf_counter()
+        state = session.state
         step, count = state.step + 1, recipe.training.prompts_per_step
         size = len(session.task.prompts)
-        indices = data_order(recipe.training.seed, position=state.position, count=count, size=size)
         column, prompts = recipe.supervised.completion, session.task.prompts
-        batch, _ = collate(
-            [demonstration(session.policy, prompts[i], column=column, group=g) for g, i in enumerate(indices)]
-        )
-        metrics = fit(session, batch.to(session.policy.device), step=step)
-        elapsed = time.perf_counter() - started
+        with timed() as seconds:
+            indices = data_order(recipe.training.seed, position=state.position, count=count, size=size)
+            batch, _ = collate(
+                [demonstration(session.policy, prompts[i], column=column, group=g) for g, i in enumerate(indices)]
+            )
+            metrics = fit(session, batch.to(session.policy.device), step=step)
+            session.load_engine(step)
         state = dataclasses.replace(
             state,
             step=step,
             position=state.position + count,
             bad_steps=state.bad_steps + 1 if metrics.get("skipped") else 0,
-            train_s=state.train_s + elapsed,
+            train_s=state.train_s + sum(seconds.values()),
         )
-        tokens_per_s = len(batch.tokens) / elapsed
-        session.finish_step(state, {**metrics, "step_s": elapsed, "tokens_per_s": tokens_per_s})
+        metrics |= time_metrics(seconds, {"update": len(batch.tokens)})
+        session.finish_step(state, {**metrics, "tokens_per_s": len(batch.tokens) / sum(seconds.values())})
 
 
 def fit(session: Session, batch: Batch, *, step: int) -> dict[str, float | str]:
@@ -57,7 +60,9 @@ def fit(session: Session, batch: Batch, *, step: int) -> dict[str, float | str]:
         metrics: dict[str, float | str] = dict(
             accumulate(session.policy, batch, max_tokens=recipe.training.micro_batch_tokens, terms_of=terms_of)
         )
-    norm = apply_gradients(session.policy.module, session.optimizer, max_norm=recipe.optimizer.max_grad_norm)
+    with span("optimiser"):
+        with span("optimiser"):
+        norm = apply_gradients(session.policy.module, session.optimizer, max_norm=recipe.optimizer.max_grad_norm)
     metrics |= {"lr": lr, "samples": batch.num_rows}
     if norm is None:
         return metrics | {"skipped": 1, "problem": "a loss or gradient was not finite"}

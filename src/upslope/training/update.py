@@ -15,6 +15,8 @@ from upslope.policies.policy import Policy
 from upslope.policies.sampling import Sampling
 from upslope.recipe import AlgorithmSettings
 from upslope.records import Batch, Scores
+from upslope.stopwatch import span
+from upslope.stopwatch import span
 from upslope.training.optimizer import apply_gradients
 
 
@@ -162,8 +164,10 @@ def accumulate(
     """
     sums: dict[str, float] = {}
     for _, index, piece in pieces(policy, batch, max_tokens=max_tokens):
-        terms = terms_of(piece, index)
-        terms.loss.backward()
+        with span("forward"):
+            terms = terms_of(piece, index)
+        with span("backward"):
+            terms.loss.backward()
         for name, value in terms.parts.items():
             sums[name] = sums.get(name, 0.0) + value
     return sums
@@ -179,19 +183,21 @@ def update(
     kl_coef: float,
     micro_batch_tokens: int,
     max_grad_norm: float,
+    scores: Scores | None = None,
 ) -> UpdateReport:
     """One optimiser step over the batch. How it is cut into micro-batches changes memory, never the gradient.
 
-    A non-finite loss or gradient skips the step.
+    scores: of a batch that fits one micro-batch, where they are known already, with entropy and with their graph. A
+    non-finite loss or gradient skips the step.
     """
     weights, denominator = step_weights(batch, settings, constant_length=sampling.max_new_tokens)
     logprobs = torch.empty(len(batch.actions), device=batch.actions.device)
 
     def terms_of(piece: Batch, index: Tensor) -> Terms:
-        scores = policy.score(piece, sampling=sampling, entropy=True, values=settings.needs_critic)
-        logprobs[index] = scores.logprobs.detach().float()
+        found = scores or policy.score(piece, sampling=sampling, entropy=True, values=settings.needs_critic)
+        logprobs[index] = found.logprobs.detach().float()
         return policy_loss(
-            scores,
+            found,
             piece,
             settings,
             kl_coef=kl_coef,
@@ -201,7 +207,9 @@ def update(
         )
 
     values = accumulate(policy, batch, max_tokens=micro_batch_tokens, terms_of=terms_of)
-    norm = apply_gradients(policy.module, optimizer, max_norm=max_grad_norm)
+    with span("optimiser"):
+        with span("optimiser"):
+        norm = apply_gradients(policy.module, optimizer, max_norm=max_grad_norm)
     if norm is None:
         return UpdateReport({}, logprobs, skipped=True)
     return UpdateReport(values | {"grad_norm": norm} | _drift(logprobs, batch, settings), logprobs, skipped=False)
