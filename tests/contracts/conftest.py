@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from upslope.engines.local import LocalEngine
+from upslope.engines.transformers_forward import TransformersForward
 from upslope.policies.causal import CausalPolicy
 from upslope.policies.loading import load_policy
 from upslope.policies.tiny import tiny_model
@@ -146,10 +147,24 @@ POLICIES = {
     "tiny-llama": _causal("tiny-llama", "attention_dropout"),
     "tiny-gpt2": _causal("tiny-gpt2", "attn_pdrop", "embd_pdrop", "resid_pdrop"),
 }
-ENGINES = {
-    kernels: lambda kernels=kernels: LocalEngine(max_rows=64, cache_gib=0.1, kernels=kernels)
-    for kernels in ("native", "onednn", "torch")
-}
+
+
+class TransformersEngine(LocalEngine):
+    """The local engine on an architecture that its decoder does not know."""
+
+    def _choose(self, policy):
+        return TransformersForward(policy, max_rows=self._max_rows)
+
+
+def _local(kernels, kind=LocalEngine):
+    def build(*, max_rows=64, cache_gib=0.1):
+        return kind(max_rows=max_rows, cache_gib=cache_gib, kernels=kernels)
+
+    return build
+
+
+ENGINES = {name: _local(name) for name in ("native", "onednn", "torch")}
+ENGINES["transformers"] = _local("torch", TransformersEngine)
 
 
 @pytest.fixture(params=POLICIES)

@@ -31,7 +31,7 @@ class LocalEngine:
     """
 
     def __init__(self, *, max_rows: int, cache_gib: float, kernels: str) -> None:
-        self.max_rows, self.cache_bytes, self.kernels = max_rows, int(cache_gib * 2**30), kernels
+        self._max_rows, self._cache_bytes, self._kernels = max_rows, int(cache_gib * 2**30), kernels
         self.version = 0
         self.backend: Mapping[str, str] = {}
         self._policy: CausalPolicy | None = None
@@ -55,12 +55,12 @@ class LocalEngine:
     def _choose(self, policy: CausalPolicy) -> Forward:
         """The decoder where it is proven to compute this model, else Transformers' own forward."""
         try:
-            decoder = proven_decoder(policy, self.kernels)
+            decoder = proven_decoder(policy, self._kernels)
         except UnknownArchitecture as unknown:
             self.backend = {"decoder": f"transformers, because {unknown}", "linear": "torch"}
-            return TransformersForward(policy, max_rows=self.max_rows)
+            return TransformersForward(policy, max_rows=self._max_rows)
         self.backend = {"decoder": decoder.architecture.name, "linear": decoder.kernel}
-        return PagedForward(decoder, max_rows=self.max_rows, cache_bytes=self.cache_bytes)
+        return PagedForward(decoder, max_rows=self._max_rows, cache_bytes=self._cache_bytes)
 
     def sample(self, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int) -> list[Rollout]:
         """group_size rollouts of every (encoded) prompt, in order; see engine.Engine.
@@ -82,6 +82,9 @@ class LocalEngine:
             with torch.inference_mode():
                 if rows:
                     _generate(policy, forward, rows, sampling, seed)
+        except BaseException:  # an interrupt as well: what is half done must not be built upon
+            forward.drop()
+            raise
         finally:
             policy.module.train(training)
         rollouts = [_finish(row, self.version) for row in rows]

@@ -16,7 +16,7 @@ from upslope.errors import ModelError
 from upslope.kernels.attention import PAGE, Places
 from upslope.stopwatch import span
 
-_PREFILL_TOKENS = 4096  # computed in one forward
+_PREFILL_TOKENS = 512  # computed in one forward: more would not stay in the processor's cache
 
 
 @dataclass(slots=True)
@@ -48,7 +48,8 @@ class PagedForward:
 
         Raises: ModelError when the budget does not hold the longest row.
         """
-        self._clear()
+        assert not self._own
+        assert not self._prompts
         self._max_new_tokens = max_new_tokens
         layers = len(self._decoder.architecture.blocks)
         page_bytes = PageCache.page_bytes(layers=layers, heads=self._heads, dtype=self._weight.dtype)
@@ -68,8 +69,7 @@ class PagedForward:
             )
 
     def load(self) -> None:
-        """Take the model's weights as they are now; what older weights computed is forgotten."""
-        self._clear()
+        """Take the model's weights as they are now; no page of older ones is known any more, for no row holds one."""
         self._decoder.load()
 
     def _demand(self, rows: Sequence[Row], max_new_tokens: int) -> int:
@@ -84,9 +84,6 @@ class PagedForward:
         self._clear()
 
     def _clear(self) -> None:
-        if self._cache is not None:
-            for pages in (*self._own, *(prompt.pages for prompt in self._prompts.values())):
-                self._cache.release(pages)
         self._own: list[list[int]] = []
         self._prompts: dict[int, _Prompt] = {}
         nowhere = torch.zeros(0, dtype=torch.int64, device=self._weight.device)

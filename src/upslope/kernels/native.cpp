@@ -110,14 +110,17 @@ void attend_heads(const Cache& cache, const float* query, const int64_t* pages, 
     std::fill(best, best + R, -INFINITY);
     for (int64_t p = from; p < to; ++p) {
         const float* key = cache.key(pages[p], head);
+        const float* next = cache.key(pages[std::min(p + 1, to - 1)], head);
         Lane dots[R][LANES] = {};
-        for (int64_t d = 0; d < cache.dim; ++d)
+        for (int64_t d = 0; d < cache.dim; ++d) {
+            __builtin_prefetch(next + d * PAGE);  // pages lie anywhere, so the processor does not foresee them
 #pragma GCC unroll 4
             for (int l = 0; l < LANES; ++l) {
                 const Lane k = load(key + d * PAGE + l * WIDTH);
 #pragma GCC unroll 4
                 for (int r = 0; r < R; ++r) dots[r][l] += query[r * cache.dim + d] * k;
             }
+        }
         const int64_t begin = std::max<int64_t>(0, first - p * PAGE), end = std::min<int64_t>(PAGE, last + 1 - p * PAGE);
         for (int r = 0; r < R; ++r) {
             float* at = scores + r * capacity + p * PAGE;
@@ -144,14 +147,17 @@ void attend_heads(const Cache& cache, const float* query, const int64_t* pages, 
         Lane mixed[R][LANES] = {};
         for (int64_t p = from; p < to; ++p) {
             const float* value = cache.value(pages[p], head) + d;
+            const float* next = cache.value(pages[std::min(p + 1, to - 1)], head) + d;
             const int64_t count = std::min<int64_t>(PAGE, last + 1 - p * PAGE);
-            for (int64_t i = 0; i < count; ++i)
+            for (int64_t i = 0; i < count; ++i) {
+                __builtin_prefetch(next + i * cache.width);
 #pragma GCC unroll 4
                 for (int l = 0; l < LANES; ++l) {
                     const Lane v = load(value + i * cache.width + l * WIDTH);
 #pragma GCC unroll 4
                     for (int r = 0; r < R; ++r) mixed[r][l] += scores[r * capacity + p * PAGE + i] * v;
                 }
+            }
         }
         const int64_t count = std::min<int64_t>(PAGE, cache.dim - d);
         for (int r = 0; r < R; ++r) std::memcpy(out + r * cache.dim + d, mixed[r], count * sizeof(float));
