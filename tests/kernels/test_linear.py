@@ -92,7 +92,7 @@ def test_the_choice_is_by_device_and_dtype():
     assert choose_kernel("auto", device=torch.device("cuda"), dtype=torch.float32) == "torch"
     assert choose_kernel("torch", device=CPU, dtype=torch.float32) == "torch"
     assert choose_kernel("onednn", device=CPU, dtype=torch.float32) == "onednn"
-    with pytest.raises(KernelError, match="'float16' computes in float32 on a CPU, not in torch.float64 on cpu"):
+    with pytest.raises(KernelError, match=r"'float16' computes in float32 on a CPU, not in torch\.float64 on cpu"):
         choose_kernel("float16", device=CPU, dtype=torch.float64)
 
 
