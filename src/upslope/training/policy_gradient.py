@@ -11,7 +11,7 @@ from torch import Tensor
 from upslope import estimators, losses
 from upslope.errors import RecordError
 from upslope.estimators import AdaptiveKL, FixedKL, RunningMean
-from upslope.records import Batch, Rollout, collate
+from upslope.records import Batch, Rollout, Scores, collate
 from upslope.stopwatch import span
 from upslope.training.credit import assign_credit
 from upslope.training.gather import Experience, gather
@@ -19,7 +19,7 @@ from upslope.training.optimizer import set_learning_rate
 from upslope.training.seeds import generator
 from upslope.training.session import Session, TrainState
 from upslope.training.timing import time_metrics, timed
-from upslope.training.update import UpdateReport, pieces, update
+from upslope.training.update import Piece, UpdateReport, pieces, update
 
 
 def train(session: Session) -> None:
@@ -59,13 +59,13 @@ def learn(session: Session, experience: Experience, state: TrainState) -> tuple[
     if not rollouts:
         return state, {"skipped": 1, "problem": "every row was cut and algorithm.overlong is 'mask'"}
     batch, _ = collate(rollouts)
-    batch = rescore(session, batch.to(session.policy.device))
+    batch, scores = rescore(session, batch.to(session.policy.device))
     batch, metrics = charge_kl(session, batch, state.kl_coef)
     steered = _steer_kl(session, state, metrics, batch.num_rows)
     credit = assign_credit(batch, settings, RunningMean(state.running_mean, state.running_weight))
     batch = batch.replace(advantages=credit.advantages, returns=credit.returns)
     _log_samples(session, rollouts, batch)
-    metrics |= optimise(session, batch, state)
+    metrics |= optimise(session, batch, state, scores)
     mean = credit.running_mean
     return dataclasses.replace(steered, running_mean=mean.mean, running_weight=mean.weight), metrics
 
@@ -86,43 +86,51 @@ def _steer_kl(session: Session, state: TrainState, metrics: Mapping[str, float |
     return dataclasses.replace(state, kl_coef=controller.update(float(metrics["kl_row"]), num_rows).coef)
 
 
-@torch.no_grad()
-def rescore(session: Session, batch: Batch) -> Batch:
+def rescore(session: Session, batch: Batch) -> tuple[Batch, Scores | None]:
     """The batch with what must be known before the update: old log-probabilities, the critic's values, the reference.
 
     Exactly on-policy steps that need no values skip the pass: the update's own log-probabilities are then the old ones.
+    Where one that needs them takes a single update in a single micro-batch, its pass serves the update too: the scores
+    are returned, with their graph.
     """
     settings = session.recipe.algorithm
-    if settings.epochs * settings.minibatches > 1 or settings.needs_critic or settings.kl == "reward":
-        with span("score"):
-            batch = _score_into(session, batch, reference=False)
+    once, scores = settings.epochs * settings.minibatches == 1, None
+    cut = list(pieces(session.policy, batch, max_tokens=session.recipe.training.micro_batch_tokens))
+    if not once or settings.needs_critic or settings.kl == "reward":
+        keep = once and len(cut) == 1
+        with span("score"), torch.set_grad_enabled(keep):
+            batch, scores = _score_into(session, batch, cut, entropy=keep)
+        scores = scores if keep else None
     if settings.needs_reference:
-        with span("reference"):
-            batch = _score_into(session, batch, reference=True)
-    return batch
+        with span("reference"), torch.no_grad():
+            batch = _refer(session, batch, cut)
+    return batch, scores
 
 
-def _score_into(session: Session, batch: Batch, *, reference: bool) -> Batch:
-    values = session.recipe.algorithm.needs_critic and not reference
-    zeros = torch.zeros(len(batch.actions), device=batch.actions.device)
-    logprobs, old_values, bootstrap = zeros, zeros.clone(), zeros.new_zeros(batch.num_rows)
-    tokens = session.recipe.training.micro_batch_tokens
-    for rows, index, piece in pieces(session.policy, batch, max_tokens=tokens):
-        if reference:
-            with session.policy.reference() as frozen:
-                scores = frozen.score(piece, sampling=session.sampling)
-        else:
-            scores = session.policy.score(piece, sampling=session.sampling, values=values)
-        logprobs[index] = scores.logprobs.float()
+def _score_into(session: Session, batch: Batch, cut: Sequence[Piece], *, entropy: bool) -> tuple[Batch, Scores]:
+    """The batch with old log-probabilities and, with a critic, values; and the scores of the last piece."""
+    settings = session.recipe.algorithm
+    logprobs = torch.zeros(len(batch.actions), device=batch.actions.device)
+    values, bootstrap = torch.zeros_like(logprobs), logprobs.new_zeros(batch.num_rows)
+    for rows, index, piece in cut:
+        scores = session.policy.score(piece, sampling=session.sampling, entropy=entropy, values=settings.needs_critic)
+        logprobs[index] = scores.logprobs.detach().float()
         if scores.values is not None and scores.bootstrap is not None:
-            old_values[index], bootstrap[rows] = scores.values, scores.bootstrap
-    if reference:
-        return batch.replace(ref_logprobs=logprobs)
-    if values:
-        if session.recipe.algorithm.overlong != "bootstrap":  # the score of a cut row is final: nothing follows it
+            values[index], bootstrap[rows] = scores.values.detach(), scores.bootstrap.detach()
+    batch = batch.replace(old_logprobs=logprobs)
+    if settings.needs_critic:
+        if settings.overlong != "bootstrap":  # the score of a cut row is final: nothing follows it
             bootstrap.zero_()
-        return batch.replace(old_logprobs=logprobs, old_values=old_values, bootstrap=bootstrap)
-    return batch.replace(old_logprobs=logprobs)
+        batch = batch.replace(old_values=values, bootstrap=bootstrap)
+    return batch, scores
+
+
+def _refer(session: Session, batch: Batch, cut: Sequence[Piece]) -> Batch:
+    logprobs = torch.zeros(len(batch.actions), device=batch.actions.device)
+    with session.policy.reference() as frozen:
+        for _, index, piece in cut:
+            logprobs[index] = frozen.score(piece, sampling=session.sampling).logprobs.float()
+    return batch.replace(ref_logprobs=logprobs)
 
 
 def charge_kl(session: Session, batch: Batch, coef: float) -> tuple[Batch, dict[str, float | str]]:
@@ -143,8 +151,11 @@ def charge_kl(session: Session, batch: Batch, coef: float) -> tuple[Batch, dict[
     return batch, metrics
 
 
-def optimise(session: Session, batch: Batch, state: TrainState) -> dict[str, float | str]:
-    """All optimiser steps of one batch; means of what they report, and the gap between engine and trainer."""
+def optimise(session: Session, batch: Batch, state: TrainState, scores: Scores | None = None) -> dict[str, float | str]:
+    """All optimiser steps of one batch; means of what they report, and the gap between engine and trainer.
+
+    scores: see `rescore`.
+    """
     recipe, settings = session.recipe, session.recipe.algorithm
     lr = set_learning_rate(session.optimizer, recipe.optimizer, step=state.step, total_steps=recipe.training.steps)
     reports: list[UpdateReport] = []
@@ -159,6 +170,7 @@ def optimise(session: Session, batch: Batch, state: TrainState) -> dict[str, flo
             kl_coef=state.kl_coef,
             micro_batch_tokens=recipe.training.micro_batch_tokens,
             max_grad_norm=recipe.optimizer.max_grad_norm,
+            scores=scores,
         )
         reports.append(report)
         if not gap and not report.skipped:

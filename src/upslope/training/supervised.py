@@ -11,7 +11,6 @@ from upslope.errors import DataError
 from upslope.policies.policy import Policy
 from upslope.records import Batch, Prompt, Rollout, collate
 from upslope.stopwatch import span
-from upslope.stopwatch import span
 from upslope.training.optimizer import apply_gradients, set_learning_rate
 from upslope.training.seeds import data_order
 from upslope.training.session import Session
@@ -61,7 +60,6 @@ def fit(session: Session, batch: Batch, *, step: int) -> dict[str, float | str]:
             accumulate(session.policy, batch, max_tokens=recipe.training.micro_batch_tokens, terms_of=terms_of)
         )
     with span("optimiser"):
-        with span("optimiser"):
         norm = apply_gradients(session.policy.module, session.optimizer, max_norm=recipe.optimizer.max_grad_norm)
     metrics |= {"lr": lr, "samples": batch.num_rows}
     if norm is None:

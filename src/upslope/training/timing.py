@@ -16,7 +16,7 @@ _PHASES = {
 
 @contextmanager
 def timed() -> Iterator[dict[str, float]]:
-    """Within the context, seconds of every span by name; `other` is what stands under none, so their sum is the whole."""
+    """Within the context, seconds of every span by name; what is under none is `other`, so they sum to the whole."""
     with stopwatch() as seconds, span("other"):
         yield seconds
 

@@ -16,8 +16,9 @@ from upslope.policies.sampling import Sampling
 from upslope.recipe import AlgorithmSettings
 from upslope.records import Batch, Scores
 from upslope.stopwatch import span
-from upslope.stopwatch import span
 from upslope.training.optimizer import apply_gradients
+
+Piece = tuple[Tensor, Tensor, Batch]  # which rows, which of the batch's actions, and the piece itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ def step_weights(batch: Batch, settings: AlgorithmSettings, *, constant_length: 
     )
 
 
-def pieces(policy: Policy, batch: Batch, *, max_tokens: int) -> Iterator[tuple[Tensor, Tensor, Batch]]:
+def pieces(policy: Policy, batch: Batch, *, max_tokens: int) -> Iterator[Piece]:
     """The batch cut into micro-batches: which rows, which of the batch's actions, and the piece itself."""
     action_rows = torch.arange(len(batch.actions)).split(batch.num_actions.tolist())
     for rows in policy.micro_batches(batch, max_tokens=max_tokens):
@@ -194,6 +195,7 @@ def update(
     logprobs = torch.empty(len(batch.actions), device=batch.actions.device)
 
     def terms_of(piece: Batch, index: Tensor) -> Terms:
+        assert scores is None or len(piece) == len(batch)
         found = scores or policy.score(piece, sampling=sampling, entropy=True, values=settings.needs_critic)
         logprobs[index] = found.logprobs.detach().float()
         return policy_loss(
@@ -208,7 +210,6 @@ def update(
 
     values = accumulate(policy, batch, max_tokens=micro_batch_tokens, terms_of=terms_of)
     with span("optimiser"):
-        with span("optimiser"):
         norm = apply_gradients(policy.module, optimizer, max_norm=max_grad_norm)
     if norm is None:
         return UpdateReport({}, logprobs, skipped=True)
