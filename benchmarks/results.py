@@ -170,8 +170,10 @@ def rewritten(text: str, results: Path = RESULTS) -> str:
 
 
 def _block(name: str, results: Path) -> str:
-    document = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
-    return f"<!-- results: {name} -->\n{described(document)}\n<!-- end -->"
+    path, text = results / f"{name}.json", "Not measured yet."
+    if path.exists():
+        text = described(json.loads(path.read_text(encoding="utf-8")))
+    return f"<!-- results: {name} -->\n{text}\n<!-- end -->"
 
 
 def machine() -> dict[str, Any]:

@@ -61,27 +61,43 @@ def upslope(turn: Any, *, model: str, batch: int, engine: dict[str, Any]) -> Non
 def transformers(turn: Any, *, model: str, batch: int, way: str) -> None:
     """Samples of Transformers, in one of its ways."""
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM
 
     ids = prompts(batch)
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "max_new_tokens": NEW_TOKENS}
-    if way == "continuous batching":
-        endless = GenerationConfig(**settings, eos_token_id=-1, pad_token_id=2)
-        generate = lambda: network.generate_batch(ids.tolist(), generation_config=endless)  # noqa: E731
-    else:
-        settings |= {"min_new_tokens": NEW_TOKENS, "pad_token_id": 2}
-        settings |= {"cache_implementation": "static"} if way == "static cache" else {}
-        generate = lambda: network.generate(ids, attention_mask=torch.ones_like(ids), **settings)  # noqa: E731
+    generate = continuous if way == "continuous batching" else padded
     tokens = 0
     while True:
         turn(tokens=tokens)
         with torch.inference_mode():
-            rows = generate()
-        if way == "continuous batching":
-            tokens = sum(len(row.generated_tokens) for row in rows.values())
-        else:
-            tokens = rows.numel() - ids.numel()
+            lengths = generate(network, ids, way)
+        if lengths != [NEW_TOKENS] * batch:
+            raise RuntimeError(f"{way} sampled {lengths[:3]}... tokens, not {NEW_TOKENS} for each of {batch} rows")
+        tokens = sum(lengths)
+
+
+def padded(network: Any, ids: Any, way: str) -> list[int]:
+    """New tokens of each row, by generate."""
+    import torch
+
+    settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "pad_token_id": 2}
+    settings |= {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
+    settings |= {"cache_implementation": "static"} if way == "static cache" else {}
+    rows = network.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    return [rows.shape[1] - ids.shape[1]] * len(rows)
+
+
+def continuous(network: Any, ids: Any, _: str) -> list[int]:
+    """New tokens of each row, by generate_batch; its cache, else most of the machine's memory, holds the rows twice."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "max_new_tokens": NEW_TOKENS}
+    rows = network.generate_batch(
+        ids.tolist(),
+        generation_config=GenerationConfig(**settings, eos_token_id=-1, pad_token_id=2),
+        continuous_batching_config=ContinuousBatchingConfig(num_blocks=2 * len(ids), max_batch_tokens=ids.numel()),
+    )
+    return [len(row.generated_tokens) for row in rows.values()]
 
 
 def main() -> None:

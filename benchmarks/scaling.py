@@ -85,6 +85,7 @@ def _measure(policy: Any, *, prompt: int, group: int, completion: int, width: in
     rollouts = engine.sample(prompts, group_size=group, sampling=sampling, seed=0)
     sampled = time.perf_counter()
     batch, _ = collate(rollouts)
+    policy.module.zero_grad(set_to_none=True)
     for piece in policy.micro_batches(batch, max_tokens=TrainingSettings().micro_batch_tokens):
         policy.score(batch.select(piece), sampling=sampling).logprobs.sum().backward()
     return {"sampling": sampled - started, "update": time.perf_counter() - sampled}
