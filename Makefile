@@ -38,7 +38,7 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.bench
 	for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-bench-peers: $(PEERS)/trl/.installed $(PEERS)/trl_ppo/.installed
+bench-peers: $(PEERS)/trl/.installed $(PEERS)/trl_ppo/.installed $(PEERS)/torchrl/.installed
 
 clean:
 	rm -rf $(VENV) .venv-peers site build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,81 +1,187 @@
-"""`reverse_scan` beside a loop over time written in torch: python benchmarks/scan.py [--rows 512 --length 2048].
+"""GAE and the scan under it beside loops over time: python benchmarks/scan.py [--repeats 7].
 
-Both compute x[t] = increment[t] + decay[t] x[t+1] on the same float32 numbers, the loop on a padded [B, T] tensor
-(its best case: all rows equally long), the scan on the packed [B T] one. Medians of interleaved repetitions.
+Peers: the loop that TRL writes over a padded [B, T] tensor, column by column; the same loop with time first and without
+temporaries, the best that a loop in eager PyTorch can do; the vectorised GAE of torchrl; numba, compiled and parallel
+over rows. All rows are equally long, the best case of the loops; upslope packs them. gamma * lam is 0.9405 and 1.0.
+float32; the sums of all answers must agree.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
+from harness import Measured, Side, arguments, measure
+from results import Case, compare, report
 
-from upslope.estimators import reverse_scan
-
-
-def loop_over_time(increment: Tensor, decay: Tensor) -> Tensor:
-    """The recurrence on [B, T], from the last column to the first."""
-    out, x = torch.empty_like(increment), increment.new_zeros(increment.shape[0])
-    for t in reversed(range(increment.shape[1])):
-        x = increment[:, t] + decay[:, t] * x
-        out[:, t] = x
-    return out
+SHAPES = ((512, 2048), (64, 16384))
+DECAYS = ((0.99, 0.95), (1.0, 1.0))
+PEERS_OF_GAE = (
+    ("loop over columns", "columns", 1, None),
+    ("loop, time first", "time_first", 1, None),
+    ("torchrl, vectorised", "torchrl", 5, "torchrl"),
+    ("numba, rows in parallel", "numba", 20, "torchrl"),
+)
 
 
-def seconds(function: Callable[[], Tensor], device: torch.device) -> float:
-    """Wall-clock time of one call."""
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+def _inputs(rows: int, length: int) -> tuple[Any, Any]:
+    import torch
+
+    rewards, values = torch.randn(2, rows, length, generator=torch.Generator().manual_seed(0))
+    return rewards, values
 
 
-def processor() -> str:
-    """The processor's model where the system says it, else its architecture."""
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text().splitlines() if listing.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+def _repeat(turn: Any, calls: int, function: Callable[[], Any]) -> None:
+    """Repetitions of so many calls each, whose seconds are those of one call."""
+    turn(checksum=float(function().sum()))
+    while True:
+        started = time.perf_counter()
+        for _ in range(calls):
+            result = function()
+        turn(seconds=(time.perf_counter() - started) / calls, checksum=float(result.sum()))
+
+
+def upslope(turn: Any, *, rows: int, length: int, gamma: float, lam: float, calls: int) -> None:
+    """`estimators.gae` on packed rows."""
+    import torch
+
+    from upslope.estimators import gae
+
+    rewards, values = (x.flatten() for x in _inputs(rows, length))
+    num_actions, bootstrap = torch.full((rows,), length), torch.zeros(rows)
+    _repeat(turn, calls, lambda: gae(rewards, values, num_actions, bootstrap, gamma=gamma, lam=lam))
+
+
+def columns(turn: Any, *, rows: int, length: int, gamma: float, lam: float, calls: int) -> None:
+    """The loop as TRL's PPOTrainer has it."""
+    import torch
+
+    rewards, values = _inputs(rows, length)
+
+    def loop() -> Any:
+        last, reversed_ = 0, []
+        for t in reversed(range(length)):
+            next_values = values[:, t + 1] if t < length - 1 else 0.0
+            delta = rewards[:, t] + gamma * next_values - values[:, t]
+            last = delta + gamma * lam * last
+            reversed_.append(last)
+        return torch.stack(reversed_[::-1], dim=1)
+
+    _repeat(turn, calls, loop)
+
+
+def time_first(turn: Any, *, rows: int, length: int, gamma: float, lam: float, calls: int) -> None:
+    """One fused operation a time step on contiguous memory, transposed there and back."""
+    import torch
+
+    rewards, values = _inputs(rows, length)
+
+    def loop() -> Any:
+        after = torch.cat((values[:, 1:], values.new_zeros(rows, 1)), 1)
+        out = torch.add(rewards, after, alpha=gamma).sub_(values).t().contiguous()
+        for t in range(length - 2, -1, -1):
+            out[t].add_(out[t + 1], alpha=gamma * lam)
+        return out.t().contiguous()
+
+    _repeat(turn, calls, loop)
+
+
+def torchrl(turn: Any, *, rows: int, length: int, gamma: float, lam: float, calls: int) -> None:
+    """torchrl's `vec_generalized_advantage_estimate`."""
+    import torch
+    from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
+
+    rewards, values = (x[..., None] for x in _inputs(rows, length))
+    after = torch.cat((values[:, 1:], values.new_zeros(rows, 1, 1)), 1)
+    done = torch.zeros(rows, length, 1, dtype=torch.bool)
+    done[:, -1] = True
+    _repeat(turn, calls, lambda: vec_generalized_advantage_estimate(gamma, lam, values, after, rewards, done, done)[0])
+
+
+def numba(turn: Any, *, rows: int, length: int, gamma: float, lam: float, calls: int) -> None:
+    """A compiled loop, rows in parallel."""
+    import numba
+    import numpy as np
+
+    @numba.njit(parallel=True)
+    def loop(rewards, values, gamma, lam):  # type: ignore[no-untyped-def]
+        out = np.empty_like(rewards)
+        for row in numba.prange(rewards.shape[0]):
+            last = after = np.float32(0.0)
+            for t in range(rewards.shape[1] - 1, -1, -1):
+                last = rewards[row, t] + gamma * after - values[row, t] + gamma * lam * last
+                after = values[row, t]
+                out[row, t] = last
+        return out
+
+    rewards, values = (x.numpy() for x in _inputs(rows, length))
+    _repeat(turn, calls, lambda: loop(rewards, values, np.float32(gamma), np.float32(lam)))
+
+
+def bare_scan(turn: Any, *, rows: int, length: int, calls: int) -> None:
+    """`estimators.reverse_scan` with the decay of the first GAE."""
+    import torch
+
+    from upslope.estimators import reverse_scan
+
+    increment = _inputs(rows, length)[0]
+    decay = torch.full_like(increment, 0.9405)
+    decay[:, -1] = 0.0
+    increment, decay = increment.flatten(), decay.flatten()
+    _repeat(turn, calls, lambda: reverse_scan(increment, decay, max_length=length))
+
+
+def bare_columns(turn: Any, *, rows: int, length: int, calls: int) -> None:
+    """The scan's own recurrence and nothing else, as a loop over columns."""
+    import torch
+
+    increment = _inputs(rows, length)[0]
+    decay = torch.full_like(increment, 0.9405)
+
+    def loop() -> Any:
+        out, x = torch.empty_like(increment), increment.new_zeros(rows)
+        for t in reversed(range(length)):
+            x = increment[:, t] + decay[:, t] * x
+            out[:, t] = x
+        return out
+
+    _repeat(turn, calls, loop)
+
+
+def cases(*, repeats: int, peers: Any) -> list[Case]:
+    """All comparisons, each shape's and decay's sides taking turns."""
+    found = []
+    for rows, length in SHAPES:
+        shape = {"rows": rows, "length": length}
+        for gamma, lam in DECAYS:
+            given = {**shape, "gamma": gamma, "lam": lam}
+            sides = [Side("upslope", __file__, "upslope", {**given, "calls": 20})]
+            sides += [Side(n, __file__, f, {**given, "calls": calls}, where) for n, f, calls, where in PEERS_OF_GAE]
+            name = f"GAE, {rows} rows of {length}, gamma lam {gamma * lam:.4g}"
+            found += _compared(name, measure(sides, repeats=repeats, peers=peers))
+        sides = [
+            Side("upslope", __file__, "bare_scan", {**shape, "calls": 20}),
+            Side("loop over columns", __file__, "bare_columns", {**shape, "calls": 1}),
+        ]
+        found += _compared(f"reverse_scan, {rows} rows of {length}", measure(sides, repeats=repeats, peers=peers))
+    return found
+
+
+def _compared(name: str, measured: list[Measured]) -> list[Case]:
+    """upslope beside each peer that could run; a peer whose answers sum to something else is a mistake of ours."""
+    own, *others = measured
+    for side in others:
+        if side.answers and own.answers:
+            expected, actual = own.answers[-1]["checksum"], side.answers[-1]["checksum"]
+            assert abs(actual - expected) <= 1e-3 * max(abs(expected), 1e3), (name, side.side.name, actual, expected)
+    return [compare(name, own, side, unit="s") for side in others]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--length", type=int, default=2048)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    args = parser.parse_args()
-
-    generator = torch.Generator().manual_seed(0)
-    increment = torch.randn(args.rows, args.length, generator=generator).to(args.device)
-    decay = torch.full_like(increment, 0.99 * 0.95)
-    decay[:, -1] = 0.0
-    flat, flat_decay = increment.flatten(), decay.flatten()
-    candidates = {
-        "loop": lambda: loop_over_time(increment, decay),
-        "scan": lambda: reverse_scan(flat, flat_decay, max_length=args.length),
-    }
-    error = (candidates["loop"]().flatten() - candidates["scan"]()).abs().max().item()
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(args.repeats):
-        for name, function in candidates.items():
-            times[name].append(seconds(function, args.device))
-    median = {name: statistics.median(samples) for name, samples in times.items()}
-
-    where = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else processor()
-    print(f"{platform.platform()}, {where}, {torch.get_num_threads()} threads")
-    print(f"python {platform.python_version()}, torch {torch.__version__}, {args.rows} rows of {args.length} actions")
-    for name, value in median.items():
-        print(f"{name}  median {value * 1e3:8.2f} ms  fastest {min(times[name]) * 1e3:8.2f} ms")
-    print(f"largest difference {error:.1e}")
-    print(f"scan is {median['loop'] / median['scan']:.1f} times as fast as the loop")
+    parser = arguments(__doc__, repeats=7)
+    options = parser.parse_args()
+    report("scan", cases(repeats=options.repeats, peers=options.peers), results=options.results)
 
 
 if __name__ == "__main__":
