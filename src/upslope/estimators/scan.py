@@ -7,6 +7,7 @@ M is their sum. Half-precision and integer inputs are computed and returned in f
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import torch
@@ -84,19 +85,19 @@ class _ReverseScan(torch.autograd.Function):
 def _doubled(x: Tensor, product: Tensor, *, reach: int) -> Tensor:
     """The scan where no x[t] needs more than `reach` increments; each doubling of `width` looks twice as far ahead.
 
-    product[t] = decay[t] ... decay[t + width - 1]. Doublings write to two buffers in turn, all but the result's own in
-    one block: at a million actions fresh memory for each of them would cost more than the arithmetic.
+    product[t] = decay[t] ... decay[t + width - 1]. Two pairs of buffers take turns, in one block of memory: at a million
+    actions fresh memory at every doubling would cost more than the arithmetic.
     """
     size, width = x.shape[0], 1
-    result, (other, *products) = torch.empty_like(x), x.new_empty(3, size)
-    for level in reversed(range(max(reach - 1, 0).bit_length())):
-        wider = (result, other)[level % 2]  # level 0, the last, is the result
+    buffers = itertools.cycle(x.new_empty(2, 2, size))
+    while width < reach:
+        wider, wider_product = next(buffers)
         ahead, twice = size - width, max(size - 2 * width, 0)
         torch.addcmul(x[:ahead], product[:ahead], x[width:], out=wider[:ahead])
         wider[ahead:] = x[ahead:]
-        product = torch.mul(product[:twice], product[width:][:twice], out=products[level % 2][:twice])
+        product = torch.mul(product[:twice], product[width:][:twice], out=wider_product[:twice])
         x, width = wider, 2 * width
-    return x
+    return x.clone()  # out of the block, which a view would keep alive
 
 
 def windowed_scan(increment: Tensor, decay: Tensor, *, window: int) -> Tensor:
