@@ -1,6 +1,6 @@
 """GAE and the scan under it beside loops over time: python benchmarks/scan.py [--repeats 7].
 
-Peers: the loop that TRL writes over a padded [B, T] tensor, column by column; the same loop with time first and without
+Peers: the loop of TRL and verl over a padded [B, T] tensor, column by column; that loop with time first and without
 temporaries, the best that a loop in eager PyTorch can do; the vectorised GAE of torchrl; numba, compiled and parallel
 over rows. All rows are equally long, the best case of the loops; upslope packs them. gamma * lam is 0.9405 and 1.0.
 float32; the sums of all answers must agree.
@@ -54,17 +54,19 @@ def upslope(turn: Any, *, rows: int, length: int, gamma: float, lam: float, call
 
 
 def columns(turn: Any, *, rows: int, length: int, gamma: float, lam: float, calls: int) -> None:
-    """The loop as TRL's PPOTrainer has it."""
+    """The loop of TRL and verl over a padded batch; `goes_on` is 0 at the ends of rows."""
     import torch
 
     rewards, values = _inputs(rows, length)
+    goes_on = torch.ones(rows, length)
+    goes_on[:, -1] = 0.0
 
     def loop() -> Any:
-        last, reversed_ = 0, []
+        last, reversed_ = torch.zeros(rows), []
         for t in reversed(range(length)):
             next_values = values[:, t + 1] if t < length - 1 else 0.0
-            delta = rewards[:, t] + gamma * next_values - values[:, t]
-            last = delta + gamma * lam * last
+            delta = rewards[:, t] + gamma * next_values * goes_on[:, t] - values[:, t]
+            last = delta + gamma * lam * goes_on[:, t] * last
             reversed_.append(last)
         return torch.stack(reversed_[::-1], dim=1)
 

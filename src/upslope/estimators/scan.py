@@ -85,8 +85,8 @@ class _ReverseScan(torch.autograd.Function):
 def _doubled(x: Tensor, product: Tensor, *, reach: int) -> Tensor:
     """The scan where no x[t] needs more than `reach` increments; each doubling of `width` looks twice as far ahead.
 
-    product[t] = decay[t] ... decay[t + width - 1]. Two pairs of buffers take turns, in one block of memory: at a million
-    actions fresh memory at every doubling would cost more than the arithmetic.
+    product[t] = decay[t] ... decay[t + width - 1]. Two pairs of buffers take turns, in one block of memory: at a
+    million actions fresh memory at every doubling would cost more than the arithmetic.
     """
     size, width = x.shape[0], 1
     buffers = itertools.cycle(x.new_empty(2, 2, size))
