@@ -69,8 +69,7 @@ def transformers(turn: Any, *, model: str, batch: int, way: str) -> None:
     tokens = 0
     while True:
         turn(tokens=tokens)
-        with torch.inference_mode():
-            lengths = generate(network, ids, way)
+        lengths = generate(network, ids, way)
         if lengths != [NEW_TOKENS] * batch:
             raise RuntimeError(f"{way} sampled {lengths[:3]}... tokens, not {NEW_TOKENS} for each of {batch} rows")
         tokens = sum(lengths)
@@ -83,12 +82,16 @@ def padded(network: Any, ids: Any, way: str) -> list[int]:
     settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "pad_token_id": 2}
     settings |= {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
     settings |= {"cache_implementation": "static"} if way == "static cache" else {}
-    rows = network.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    with torch.inference_mode():
+        rows = network.generate(ids, attention_mask=torch.ones_like(ids), **settings)
     return [rows.shape[1] - ids.shape[1]] * len(rows)
 
 
 def continuous(network: Any, ids: Any, _: str) -> list[int]:
-    """New tokens of each row, by generate_batch; its cache, else most of the machine's memory, holds the rows twice."""
+    """New tokens of each row, by generate_batch; its cache, else most of the machine's memory, holds the rows twice.
+
+    It computes in a thread of its own, whose tensors an inference mode out here would make read-only.
+    """
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "max_new_tokens": NEW_TOKENS}
