@@ -28,15 +28,17 @@ def head_scores(
     bias = None if head.bias is None else head.bias.to(hidden.dtype)
     if sampling.top_k is None and sampling.top_p is None:
         temperature = 1.0 if sampling.greedy else sampling.temperature
-        logprobs, entropies = _HeadScores.apply(hidden, weight, bias, actions, temperature, entropy)  # type: ignore[no-untyped-call]
-        return logprobs, entropies
+        arguments = hidden, weight, bias, actions, temperature, entropy
+        with torch.autocast(hidden.device.type, enabled=False):
+            scored: tuple[Tensor, Tensor | None] = _HeadScores.apply(*arguments)  # type: ignore[no-untyped-call]
+        return scored
     cut = partial(_cut_scores, sampling, entropy)
-    scored = [
+    parts = [
         checkpoint(cut, hidden[rows], weight, bias, actions[rows], use_reentrant=False)
         for rows in _chunks(hidden, weight)
     ]
-    logprobs = torch.cat([part[0] for part in scored])
-    return logprobs, torch.cat([part[1] for part in scored]) if entropy else None
+    logprobs = torch.cat([part[0] for part in parts])
+    return logprobs, torch.cat([part[1] for part in parts]) if entropy else None
 
 
 def action_scores(
