@@ -58,7 +58,7 @@ def test_plan_covers_every_row_once_within_the_budget(rows, max_tokens, share, w
     for piece in plan:
         found = layout.segments(batch.select(piece), share=share, with_last=with_last)
         laid = layout.arrange(batch.select(piece), found, packed=packed, pad_id=99, dtype=torch.float32)
-        assert laid.input_ids.numel() <= max_tokens or len(piece) == 1
+        assert laid.input_ids.numel() <= layout.filled(max_tokens) or len(piece) == 1
 
 
 def test_plan_keeps_groups_whole_and_fills_gaps():
@@ -85,9 +85,10 @@ def test_each_token_sees_its_own_row_and_nothing_else(packed, neighbourhood, row
         laid = layout.arrange(batch, found, packed=packed, pad_id=99, dtype=torch.float32)
     width = laid.input_ids.shape[1]
     tokens = batch.tokens.split(batch.row_lengths.tolist())
-    packed_mask = seen_by_blocks(laid.blocks, width) if packed else None
+    used = sum(segment.width for segment in found)
+    packed_mask = seen_by_blocks(laid.blocks, width, used) if packed else None
     if packed:
-        assert laid.input_ids.shape == (1, sum(segment.width for segment in found))
+        assert laid.input_ids.shape == (1, layout.filled(used))
         assert laid.blocks.longest == max(length for segment in found for length in segment.lengths)
 
     def visible(flat):
@@ -110,13 +111,15 @@ def test_each_token_sees_its_own_row_and_nothing_else(packed, neighbourhood, row
             assert visible(flat) == tokens[row].tolist()
 
 
-def seen_by_blocks(blocks, width):
-    """Which token sees which, [N, N]; each token is a query of one own block, and no pair is counted twice."""
+def seen_by_blocks(blocks, width, used):
+    """Which token sees which, [N, N]; each of the first `used` tokens is a query of one own block, those that fill up
+    the row of none, and no pair is counted twice."""
     counts = torch.zeros(width, width, dtype=torch.int64)
     own = torch.zeros(width, dtype=torch.int64)
     for block in blocks.own:
         own[block.queries] += 1
-    assert (own == 1).all()
+    assert (own[:used] == 1).all()
+    assert (own[used:] == 0).all()
     for block in (*blocks.own, *blocks.prompts):
         part = counts[block.queries, block.keys]
         seen = torch.ones_like(part)

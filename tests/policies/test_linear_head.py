@@ -111,6 +111,7 @@ class _Largest(TorchDispatchMode):
 @pytest.mark.parametrize("top_k", [None, 5])
 def test_never_holds_all_logits(monkeypatch, sampling, top_k):
     monkeypatch.setattr(linear_head, "_CHUNK_BYTES", 2 * 4 * VOCABULARY)
+    monkeypatch.setattr(linear_head.gemm, "ROWS", 2)
     head, hidden, actions = _case(bias=False, dtype=torch.float32)
     with _Largest() as largest:
         logprobs, entropy = head_scores(head, hidden, actions, sampling=sampling(1.0, top_k), entropy=True)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ROWS = 64  # oneDNN compiles code for every shape it meets and keeps it: rows are best filled up to a multiple of this
 _SMALLEST = 1 << 22  # multiply-adds; below, the call itself costs more than the product gains
 
 

@@ -61,7 +61,7 @@ class Blocks:
 
 
 def blocks(runs: Sequence[Run], *, device: torch.device) -> Blocks:
-    """The blocks of consecutive runs, which together cover the packed row."""
+    """The blocks of consecutive runs, which together cover the packed row but for what fills up its end."""
     own: list[Block] = []
     prompts: list[Block] = []
     for near in _neighbourhoods(runs):
@@ -139,7 +139,7 @@ def attention(
 class _Packed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, blocks, scale):  # type: ignore[no-untyped-def]
-        result = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
+        result = query.new_zeros(1, query.shape[2], query.shape[1], query.shape[3])
         out = result.transpose(1, 2)
         norm = query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
         for block in blocks.own:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from upslope.kernels import gemm
 from upslope.policies.attention import Blocks, Run, blocks
 from upslope.records import Batch
 
@@ -131,11 +132,12 @@ def _split(segment: Segment, max_tokens: int) -> list[Segment]:
 
 
 def arrange(batch: Batch, found: Sequence[Segment], *, packed: bool, pad_id: int, dtype: torch.dtype) -> Layout:
-    """Lay the segments out end to end in one row, or as the rows of one padded forward."""
+    """Lay the segments out end to end in one row, its end filled up, or as the rows of one padded forward."""
     widths = torch.tensor([segment.width for segment in found])
-    width = int(widths.sum()) if packed else int(widths.max())
+    used = int(widths.sum()) if packed else int(widths.max()) * len(found)
+    width = filled(used) if packed else int(widths.max())
     starts = (widths.cumsum(0) - widths if packed else torch.arange(len(found)) * width).tolist()
-    size = width if packed else width * len(found)
+    size = width if packed else used
     input_ids = torch.full((size,), pad_id, dtype=torch.int64)
     position_ids = torch.zeros(size, dtype=torch.int64)
     actions: list[Tensor] = [torch.empty(0)] * batch.num_rows
@@ -164,6 +166,11 @@ def arrange(batch: Batch, found: Sequence[Segment], *, packed: bool, pad_id: int
         torch.cat(actions).to(device),
         last.to(device),
     )
+
+
+def filled(tokens: int) -> int:
+    """Tokens of a packed row with its end filled up by tokens that nobody sees, so that products have few shapes."""
+    return tokens if gemm.backend() == "torch" else -(-tokens // gemm.ROWS) * gemm.ROWS
 
 
 def _runs(segment: Segment, start: int) -> list[Run]:

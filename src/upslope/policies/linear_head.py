@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,21 +25,23 @@ def head_scores(
     """
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    count, fill = len(actions), -len(actions) % gemm.ROWS if gemm.backend() != "torch" else 0
+    hidden, actions = F.pad(hidden, (0, 0, 0, fill)), F.pad(actions, (0, fill))
     weight = head.weight.to(hidden.dtype)
     bias = None if head.bias is None else head.bias.to(hidden.dtype)
     if sampling.top_k is None and sampling.top_p is None:
         temperature = 1.0 if sampling.greedy else sampling.temperature
         arguments = hidden, weight, bias, actions, temperature, entropy
         with torch.autocast(hidden.device.type, enabled=False):
-            scored: tuple[Tensor, Tensor | None] = _HeadScores.apply(*arguments)  # type: ignore[no-untyped-call]
-        return scored
+            logprobs, entropies = _HeadScores.apply(*arguments)  # type: ignore[no-untyped-call]
+        return logprobs[:count], entropies[:count] if entropy else None
     cut = partial(_cut_scores, sampling, entropy)
     parts = [
         checkpoint(cut, hidden[rows], weight, bias, actions[rows], use_reentrant=False)
         for rows in _chunks(hidden, weight)
     ]
-    logprobs = torch.cat([part[0] for part in parts])
-    return logprobs, torch.cat([part[1] for part in parts]) if entropy else None
+    logprobs = torch.cat([part[0] for part in parts])[:count]
+    return logprobs, torch.cat([part[1] for part in parts])[:count] if entropy else None
 
 
 def action_scores(
@@ -139,6 +142,6 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    size = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
+    size = max(1, _CHUNK_BYTES // (4 * weight.shape[0]) // gemm.ROWS) * gemm.ROWS
     for start in range(0, hidden.shape[0], size):
         yield slice(start, start + size)
