@@ -10,5 +10,5 @@ def cache_folder() -> Path:
     """Where fetched models and compiled kernels lie: $UPSLOPE_CACHE, else $XDG_CACHE_HOME/upslope, else
     ~/.cache/upslope."""
     if configured := os.environ.get("UPSLOPE_CACHE"):
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "upslope"
+        return Path(configured).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upslope"

@@ -12,7 +12,10 @@ _running: ContextVar[dict[str, float] | None] = ContextVar("running", default=No
 
 @contextmanager
 def stopwatch() -> Iterator[dict[str, float]]:
-    """Within the context, spans add their seconds to the yielded dict, by name; an inner stopwatch keeps its own."""
+    """Within the context, this thread's spans add their seconds to the yielded dict, by name.
+
+    An inner stopwatch keeps its own.
+    """
     seconds: dict[str, float] = {}
     token = _running.set(seconds)
     try:

@@ -136,6 +136,28 @@ def test_the_budget_bounds_the_cache_and_changes_no_row(policy, sampling, comput
     assert same(tight) == same(whole)
 
 
+def test_the_longest_prompt_does_not_need_the_most_pages(policy, sampling):
+    """31 tokens and 16 to come take four pages, 32 and 16 take three: a budget of three is refused for the former."""
+    engine, setting = engine_of(policy, cache_gib=3.5 * page_gib(policy)), sampling(max_new_tokens=16)
+    engine.sample([prompt_of(1, 32)], group_size=2, sampling=setting, seed=1)
+    with pytest.raises(ModelError, match="prompt 2 needs"):
+        engine.sample([prompt_of(1, 32), prompt_of(2, 31)], group_size=2, sampling=setting, seed=1)
+
+
+def test_a_load_that_failed_leaves_nothing_to_sample_from(policy, sampling, monkeypatch):
+    engine = engine_of(policy)
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "load", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            engine.load(policy, version=1)
+    with pytest.raises(ModelError, match="no weights yet"):
+        engine.sample([prompt_of(1, 4)], group_size=1, sampling=sampling(), seed=1)
+    engine.load(policy, version=2)
+    engine.sample([prompt_of(1, 4)], group_size=1, sampling=sampling(), seed=1)
+    with pytest.raises(ModelError, match="prompt 3 has no tokens"):
+        engine.sample([Prompt(3, "not encoded")], group_size=1, sampling=sampling(), seed=1)
+
+
 def test_a_budget_below_one_row_is_refused(policy, sampling):
     engine = engine_of(policy, cache_gib=3.5 * page_gib(policy))
     engine.sample([prompt_of(1, 10)], group_size=2, sampling=sampling(max_new_tokens=10), seed=1)

@@ -11,6 +11,7 @@ import torch
 
 from upslope.errors import KernelError
 from upslope.kernels import build
+from upslope.kernels.linear import NativeLinear
 
 
 @pytest.fixture
@@ -80,6 +81,44 @@ def test_a_compiler_that_compiles_something_else(fresh, monkeypatch, tmp_path):
         build.native()
 
 
+def test_a_compiler_named_in_several_words_and_one_whose_library_lacks_a_function(fresh, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "env g++")
+    build.native()
+    build._load_once.cache_clear()
+    source = tmp_path / "other.cpp"
+    source.write_text("int nothing;")
+    monkeypatch.setattr(build, "_SOURCE", source)
+    with pytest.raises(KernelError, match=r"cannot be kept or loaded: .*panel_columns"):
+        build.native()
+
+
+def test_a_folder_that_others_can_write_to_is_not_loaded_from(fresh):
+    build.native()
+    fresh.chmod(0o777)
+    build._load_once.cache_clear()
+    with pytest.raises(KernelError, match="can be written by others"):
+        build.native()
+
+
+def test_a_damaged_checksum_is_no_checksum(fresh):
+    build.native()
+    built(fresh).with_suffix(".sha256").write_bytes(b"\xff\xfe garbage")
+    build._load_once.cache_clear()
+    build.native()
+
+
+def test_torchs_default_dtype_changes_no_kernel(fresh, monkeypatch):
+    torch.set_default_dtype(torch.float64)
+    try:
+        build.native()
+        layer = NativeLinear()
+        x, weight = torch.randn(3, 16, dtype=torch.float32), torch.randn(40, 16, dtype=torch.float32)
+        layer.load([weight], [None])
+        torch.testing.assert_close(layer(x), x @ weight.T)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("keep", [0, 100, 0.5])
 def test_a_half_written_cache_is_built_again(fresh, keep):
     build.native()
@@ -113,16 +152,16 @@ def test_processes_that_build_at_once(fresh):
 
 
 def test_the_key_follows_source_compiler_and_processor(fresh, monkeypatch, tmp_path):
-    keys = {build._key("g++")}
+    keys = {build._key(["g++"])}
     monkeypatch.setattr(build, "_processor", lambda: "another")
-    keys.add(build._key("g++"))
+    keys.add(build._key(["g++"]))
     monkeypatch.setattr(build, "_FLAGS", ["-O1"])
-    keys.add(build._key("g++"))
-    keys.add(build._key(compiler(tmp_path, "echo 99.0")))
+    keys.add(build._key(["g++"]))
+    keys.add(build._key([compiler(tmp_path, "echo 99.0")]))
     copy = Path(tmp_path / "native.cpp")
     copy.write_text(build._SOURCE.read_text() + "\n")
     monkeypatch.setattr(build, "_SOURCE", copy)
-    keys.add(build._key("g++"))
+    keys.add(build._key(["g++"]))
     assert len(keys) == 5
 
 

@@ -46,8 +46,9 @@ Attention = Callable[[int, Tensor], Tensor]  # (layer, qkv [n, features]) -> [n,
 class Decoder:
     """Logits of next tokens by the parts of a model, with linear layers of the chosen kernel.
 
-    `load` takes the model's weights as they are; norms and embeddings are read where they lie. What flows between the
-    layers is in the embedding's dtype, whatever the linear layers keep their weights in.
+    `load` takes the model's weights as they are and has to follow every change of them; norms and embeddings are read
+    where they lie. What flows between the layers is in the embedding's dtype, whatever the linear layers keep their
+    weights in.
     """
 
     def __init__(self, architecture: Architecture, kernel: str, *, dtype: torch.dtype | None = None) -> None:
@@ -160,7 +161,7 @@ class Decoder:
             weight = parts.embedding.weight
             every = torch.arange(max(1024, 2 * length), device=weight.device)[None]
             cos, sin = parts.rotary(weight.new_empty(0, dtype=torch.promote_types(weight.dtype, torch.float32)), every)
-            self._angles = cos[0].contiguous(), sin[0].contiguous()
+            self._angles = cos[0].to(weight.dtype).contiguous(), sin[0].to(weight.dtype).contiguous()
         cos, sin = self._angles
         return cos[positions], sin[positions]
 

@@ -44,13 +44,14 @@ class LocalEngine:
         """
         if not isinstance(policy, CausalPolicy):
             raise ModelError(f"the local engine samples from causal policies, not from a {type(policy).__name__}")
+        known = self._forward if policy is self._policy else None
+        self._policy = self._forward = None  # what fails half-way is not sampled from
         with span("load"), torch.inference_mode():
-            if policy is not self._policy:
-                self._policy, self._forward = policy, None
-                self._forward = self._choose(policy)
-            elif self._forward is not None:
-                self._forward.load()
-        self.version = version
+            if known is None:
+                known = self._choose(policy)
+            else:
+                known.load()
+        self._policy, self._forward, self.version = policy, known, version
 
     def _choose(self, policy: CausalPolicy) -> Forward:
         """The decoder where it is proven to compute this model, else Transformers' own forward."""
@@ -99,6 +100,9 @@ class LocalEngine:
 
 
 def _check_context(policy: CausalPolicy, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+    empty = next((prompt for prompt in prompts if not prompt.tokens), None)
+    if empty is not None:
+        raise ModelError(f"prompt {empty.id} has no tokens; give prompts as policy.encode(prompt) returns them")
     limit = policy.context_length
     longest = max(prompts, key=lambda prompt: len(prompt.tokens), default=None)
     if limit and longest and len(longest.tokens) + sampling.max_new_tokens > limit:

@@ -14,6 +14,7 @@ from upslope.engines.pages import PageCache
 from upslope.engines.rows import Row
 from upslope.errors import ModelError
 from upslope.kernels.attention import PAGE, Places
+from upslope.records import Prompt
 from upslope.stopwatch import span
 
 _PREFILL_TOKENS = 512  # computed in one forward: more would not stay in the processor's cache
@@ -54,11 +55,11 @@ class PagedForward:
         layers = len(self._decoder.architecture.blocks)
         page_bytes = PageCache.page_bytes(layers=layers, heads=self._heads, dtype=self._weight.dtype)
         budget = self._cache_bytes // page_bytes
-        longest = max(rows, key=lambda row: len(row.prompt.tokens)).prompt
-        need = _pages(len(longest.tokens)) + _own_pages(len(longest.tokens), max_new_tokens)
+        needs = {row.prompt.id: self._need(row.prompt) for row in rows}
+        prompt, need = max(needs.items(), key=lambda pair: pair[1])
         if need > budget:
             raise ModelError(
-                f"a row of prompt {longest.id} needs {need * page_bytes / 2**30:.3g} GiB of key-value cache, but "
+                f"a row of prompt {prompt} needs {need * page_bytes / 2**30:.3g} GiB of key-value cache, but "
                 f"engine.cache_gib is {self._cache_bytes / 2**30:.3g}; raise it, or lower sampling.max_new_tokens"
             )
         wanted = min(budget, self._demand(rows, max_new_tokens))
@@ -71,6 +72,11 @@ class PagedForward:
     def load(self) -> None:
         """Take the model's weights as they are now; no page of older ones is known any more, for no row holds one."""
         self._decoder.load()
+
+    def _need(self, prompt: Prompt) -> int:
+        """Pages of a prompt and its first row."""
+        length = len(prompt.tokens)
+        return _pages(length) + _own_pages(length, self._max_new_tokens)
 
     def _demand(self, rows: Sequence[Row], max_new_tokens: int) -> int:
         """Pages that max_rows of these rows can hold at a time, at most."""
@@ -192,7 +198,7 @@ def _own_pages(prompt: int, max_new_tokens: int) -> int:
 
 
 def _joined(places: Places, pages: Sequence[Sequence[int]], positions: Sequence[int]) -> Places:
-    """Places with more rows after them; shorter lists of pages are filled up with a page that is never read."""
+    """Places with more rows after them; shorter lists are filled up with any page, of which nothing is seen."""
     width = max(places.pages.shape[1], *map(len, pages)) if pages else places.pages.shape[1]
     more = [[*own, *[0] * (width - len(own))] for own in pages]
     device = places.pages.device

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upslope.kernels.build import native, pointer, sizes
+from upslope.kernels.build import FLOATS, native, pointer, sizes
 
 PAGE = 16
 
@@ -82,8 +82,9 @@ def attend_native(
     heads: Heads,
     window: int | None,
 ) -> Tensor:
-    """Attend by native.cpp, in float32 on a CPU; pages that rows share are read from memory once."""
-    out = torch.empty(len(qkv), heads.queries * heads.dim)
+    """Attend by native.cpp, in float32 on a CPU."""
+    assert qkv.shape[1] == heads.features
+    out = torch.empty(len(qkv), heads.queries * heads.dim, **FLOATS)
     rotary = rotation[0].shape[1] if rotation else 0
     cos, sin = (pointer(part) for part in rotation) if rotation else (None, None)
     native().attend(
@@ -125,6 +126,8 @@ def attend_torch(
     seen = at <= places.positions[:, None]
     if window:
         seen &= at > places.positions[:, None] - window
+    unseen = ~seen[:, None, :, None]  # another row may have left a NaN there, which no weight of 0 would silence
+    keys, values = keys.masked_fill_(unseen, 0.0), values.masked_fill(unseen, 0.0)
     attended = F.scaled_dot_product_attention(
         query[:, :, None], keys, values, attn_mask=seen[:, None, None], scale=heads.scale, enable_gqa=True
     )

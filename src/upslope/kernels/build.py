@@ -7,11 +7,14 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,12 +26,13 @@ _FLAGS = ["-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math
 _COMPILERS = ("g++", "clang++", "c++")
 _TIMEOUT_S = 120
 _lock = threading.Lock()
+FLOATS: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # what kernels read and write, whatever the defaults
 
 
 def native() -> ctypes.CDLL:
     """The compiled kernels, built if need be; later calls return the first one's outcome.
 
-    Raises: KernelError where no compiler is, where it fails, or where what it built computes something else.
+    Raises: KernelError where no compiler is, where it fails, or where what it built computes wrong products.
     """
     with _lock:
         library, problem = _load_once()
@@ -46,27 +50,37 @@ def _load_once() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _load() -> ctypes.CDLL:
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None:
+    found = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if found is None:
         raise KernelError(f"no C++ compiler is installed (looked for {', '.join(_COMPILERS)})")
+    compiler = shlex.split(found)
     path = cache_folder() / "kernels" / f"native-{_key(compiler)}.so"
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_private(path.parent)
         if not _intact(path):
             _build(compiler, path)
         library = ctypes.CDLL(str(path))
-    except OSError as error:
+        library.panel_columns.restype = ctypes.c_int64
+        _check(library)
+    except (OSError, AttributeError) as error:  # a library that cannot be loaded, or lacks a function
         raise KernelError(f"the compiled kernels cannot be kept or loaded: {error}") from error
-    library.panel_columns.restype = ctypes.c_int64
-    _check(library)
     return library
 
 
-def _key(compiler: str) -> str:
+def _check_private(folder: Path) -> None:
+    """Machine code that others may have put there is not loaded."""
+    status = folder.stat()
+    if os.name == "posix" and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+        raise KernelError(f"the folder of compiled kernels, {folder}, can be written by others; make it your own")
+
+
+def _key(compiler: Sequence[str]) -> str:
     """What decides the machine code: source, flags, compiler and processor."""
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_TIMEOUT_S, check=True).stdout
+        version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_TIMEOUT_S, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise KernelError(f"the C++ compiler {compiler} does not run: {error}") from error
+        raise KernelError(f"the C++ compiler {compiler[0]} does not run: {error}") from error
     parts = (_SOURCE.read_bytes(), " ".join(_FLAGS).encode(), version, _processor().encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
 
@@ -83,42 +97,47 @@ def _processor() -> str:
 def _intact(path: Path) -> bool:
     """Whether a library of an earlier build lies there whole: loading half of one can kill the process."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == path.with_suffix(".sha256").read_text()
+        return _digest(path) == path.with_suffix(".sha256").read_bytes()
     except OSError:
         return False
 
 
-def _build(compiler: str, path: Path) -> None:
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).hexdigest().encode()
+
+
+def _build(compiler: Sequence[str], path: Path) -> None:
     """Compile into place. Processes that do so at once each put the same whole file there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
         built = Path(folder) / path.name
         try:
             result = subprocess.run(
-                [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)],
+                [*compiler, *_FLAGS, str(_SOURCE), "-o", str(built)],
                 capture_output=True,
                 text=True,
+                errors="replace",
                 timeout=_TIMEOUT_S,
                 check=False,
             )
         except (OSError, subprocess.SubprocessError) as error:
-            raise KernelError(f"the C++ compiler {compiler} does not run: {error}") from error
+            raise KernelError(f"the C++ compiler {compiler[0]} does not run: {error}") from error
         if result.returncode or not built.exists():
             reason = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr.strip())
-            raise KernelError(f"the C++ compiler {compiler} fails: {reason or 'it wrote nothing'}")
+            raise KernelError(f"the C++ compiler {compiler[0]} fails: {reason or 'it wrote nothing'}")
         digest = built.with_suffix(".sha256")
-        digest.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
+        digest.write_bytes(_digest(built))
         built.replace(path)
         digest.replace(path.with_suffix(".sha256"))
 
 
 def _check(library: ctypes.CDLL) -> None:
-    """A product of odd sizes against PyTorch's: a compiler can be wrong, and a cache can be somebody else's."""
+    """A product of odd sizes against PyTorch's, since a compiler can be wrong."""
     generator = torch.Generator().manual_seed(0)
     rows, columns, inner = 7, 37, 19
-    x, weight = torch.randn(rows, inner, generator=generator), torch.randn(columns, inner, generator=generator)
+    x = torch.randn(rows, inner, generator=generator, **FLOATS)
+    weight = torch.randn(columns, inner, generator=generator, **FLOATS)
     panel = library.panel_columns()
-    packed, y = torch.empty(-(-columns // panel) * panel * inner), torch.empty(rows, columns)
+    packed, y = torch.empty(-(-columns // panel) * panel * inner, **FLOATS), torch.empty(rows, columns, **FLOATS)
     library.pack(pointer(weight), pointer(packed), *sizes(columns, inner))
     library.linear(pointer(x), pointer(packed), None, pointer(y), *sizes(rows, columns, inner))
     if not torch.allclose(y, x @ weight.T, atol=1e-4):
@@ -126,7 +145,10 @@ def _check(library: ctypes.CDLL) -> None:
 
 
 def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
-    """Where the tensor's data lie, for a kernel."""
+    """Where the data of a contiguous tensor of floats or 64-bit integers lie, for a kernel."""
+    assert tensor.device.type == "cpu"
+    assert tensor.is_contiguous()
+    assert tensor.dtype in (torch.float32, torch.int64)
     return ctypes.c_void_p(tensor.data_ptr())
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 ROWS = 64  # oneDNN compiles code for every shape it meets and keeps it: rows are best filled up to a multiple of this
 _SMALLEST = 1 << 22  # multiply-adds; below, the call itself costs more than the product gains
@@ -21,7 +22,10 @@ _SMALLEST = 1 << 22  # multiply-adds; below, the call itself costs more than the
 
 @functools.cache
 def backend() -> str:
-    """ "onednn" or "torch": what multiplies large fp32 matrices on the CPU. Decided by the processor alone."""
+    """ "onednn" or "torch": what multiplies large fp32 matrices on the CPU.
+
+    Decided by the processor and by what this torch is built with.
+    """
     stock = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     return "onednn" if stock and torch.backends.cpu.get_cpu_capability() == "AVX512" and _is_amd() else "torch"
 
@@ -58,6 +62,7 @@ class _Linear(torch.autograd.Function):
         return product(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
         flat = grad.flatten(0, -2)
@@ -71,7 +76,8 @@ class _Linear(torch.autograd.Function):
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.dtype == weight.dtype == torch.float32
+        x.dim() > 1
+        and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and x.numel() * weight.shape[0] >= _SMALLEST
         and backend() == "onednn"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upslope.errors import KernelError
-from upslope.kernels.build import native, pointer, sizes
+from upslope.kernels.build import FLOATS, native, pointer, sizes
 
 KERNELS = ("auto", "native", "onednn", "torch", "float16")
 
@@ -20,7 +20,7 @@ class Linear(Protocol):
     """y = x W^T + b, where W may be several weights stacked."""
 
     def load(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
-        """Take the weights [N_i, K] and biases [N_i] as they are now, into the same storage as before."""
+        """Take the weights [N_i, K] and biases [N_i] as they are now."""
         ...
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -29,9 +29,9 @@ class Linear(Protocol):
 
 
 class TorchLinear:
-    """PyTorch's own product, on any device and in any dtype, with the model's own weights and no copy of them.
+    """PyTorch's own product, on any device and in any dtype, with the weights that were given and no copy of them.
 
-    With a dtype the weights are kept and multiplied in it, and what comes out is in the dtype of what went in.
+    With a dtype a copy of them is kept and multiplied in it, and what comes out is in the dtype of what went in.
     """
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
@@ -78,7 +78,7 @@ class NativeLinear:
     def __init__(self) -> None:
         self._library = native()
         self._panel = int(self._library.panel_columns())
-        self._packed = torch.empty(0)
+        self._packed = torch.empty(0, **FLOATS)
 
     def load(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         if any(len(weight) % self._panel for weight in weights[:-1]):
@@ -86,7 +86,7 @@ class NativeLinear:
         self._columns, self._inner = sum(map(len, weights)), weights[0].shape[1]
         floats = -(-self._columns // self._panel) * self._panel * self._inner
         if self._packed.numel() != floats:
-            self._packed = torch.empty(floats)
+            self._packed = torch.empty(floats, **FLOATS)
         start = 0
         for weight in weights:
             whole = weight.detach().contiguous()
@@ -95,7 +95,8 @@ class NativeLinear:
         self._bias = _stack_biases(weights, biases)
 
     def __call__(self, x: Tensor) -> Tensor:
-        x, y = x.contiguous(), torch.empty(len(x), self._columns)
+        assert x.shape[1] == self._inner
+        x, y = x.contiguous(), torch.empty(len(x), self._columns, **FLOATS)
         bias = None if self._bias is None else pointer(self._bias)
         shape = sizes(len(x), self._columns, self._inner)
         self._library.linear(pointer(x), pointer(self._packed), bias, pointer(y), *shape)

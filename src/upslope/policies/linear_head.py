@@ -8,6 +8,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from upslope.kernels import gemm
@@ -85,6 +86,7 @@ class _HeadScores(torch.autograd.Function):
         return logprobs, entropies if entropy else None
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_logprobs, grad_entropies):  # type: ignore[no-untyped-def]
         hidden, weight, bias, actions, normaliser, entropies = ctx.saved_tensors
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
