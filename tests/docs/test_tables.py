@@ -40,4 +40,5 @@ def test_every_section_and_preset_has_a_table():
 def test_a_changed_default_is_noticed(tables):
     text = "<!-- settings: engine -->\n| `max_rows` | integer > 0 | `7` | Rows at a time. |\n<!-- end -->"
     assert "| `max_rows` | integer > 0 | `128` | Rows at a time. |" in tables.rewritten(text)
-    assert tables.missing(text.replace("Rows at a time.", "")) == ["engine.max_rows"]
+    others = ["engine.cache_gib", "engine.kernels"]
+    assert tables.missing(text.replace("Rows at a time.", "")) == ["engine.max_rows", *others]
