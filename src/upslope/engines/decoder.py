@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -79,14 +80,16 @@ class Decoder:
             [torch.arange(p.start, p.start + n, device=device) for p, n in zip(prompts, lengths, strict=True)]
         )
         rotation = self._rotation(positions)
-        written = [_Written.of(prompt, device) for prompt in prompts]
+        alike = [list(group) for _, group in groupby(prompts, key=lambda p: (len(p.tokens), p.cached))]
+        written = [_Written.of(group, device) for group in alike]
+        sizes = [len(group) * (len(group[0].tokens) - group[0].start) for group in alike]
 
         def attend(index: int, qkv: Tensor) -> Tensor:
             query, key, value = split_heads(qkv, self.architecture.heads)
             if rotation:
                 query, key = rotate(query, *rotation), rotate(key, *rotation)
-            parts = zip(written, *(x.split(lengths) for x in (query, key, value)), strict=True)
-            return torch.cat([self._attend_prompt(cache.layer(index), index, *part) for part in parts])
+            parts = zip(written, *(x.split(sizes) for x in (query, key, value)), strict=True)
+            return torch.cat([self._attend_prompts(cache.layer(index), index, *part) for part in parts])
 
         hidden = self._trunk(tokens, positions, attend)
         last = torch.tensor(lengths, device=device).cumsum(0) - 1
@@ -126,22 +129,23 @@ class Decoder:
         gate, up = x.chunk(2, 1)
         return self.architecture.activation(gate) * up
 
-    def _attend_prompt(
+    def _attend_prompts(
         self, cache: LayerCache, index: int, written: _Written, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
-        """Causal attention [n, query heads * dim] of a prompt's new tokens, whose keys and values enter its pages."""
+        """Causal attention [n, query heads * dim] of the new tokens of prompts alike; keys and values enter their pages."""
         heads, block = self.architecture.heads, self._layers[index].block
-        padding = (0, 0, 0, 0, 0, len(written.pages) * PAGE - len(key))
-        paged = F.pad(torch.stack((key, value)), padding).unflatten(1, (-1, PAGE))
-        cache.keys[written.pages] = paged[0].permute(0, 2, 3, 1)
-        cache.values[written.pages, :, :, : heads.dim] = paged[1].transpose(1, 2)
-        keys, values = key.transpose(0, 1)[None], value.transpose(0, 1)[None]
-        if len(written.before):
-            old_keys, old_values = gather_pages(cache, written.before[None], heads)
+        query, key, value = (x.unflatten(0, (len(written.pages), -1)) for x in (query, key, value))
+        padding = (0, 0, 0, 0, 0, written.pages.shape[1] * PAGE - key.shape[1])
+        paged = F.pad(torch.stack((key, value)), padding).unflatten(2, (-1, PAGE))
+        cache.keys[written.pages] = paged[0].permute(0, 1, 3, 4, 2)
+        cache.values[written.pages, :, :, : heads.dim] = paged[1].transpose(2, 3)
+        keys, values = key.transpose(1, 2), value.transpose(1, 2)
+        if written.before.shape[1]:
+            old_keys, old_values = gather_pages(cache, written.before, heads)
             keys, values = torch.cat((old_keys, keys), 2), torch.cat((old_values, values), 2)
-        mask = _causal(len(query), keys.shape[2], block.window, query.device)
+        mask = _causal(query.shape[1], keys.shape[2], block.window, query.device)
         attended = F.scaled_dot_product_attention(
-            query.transpose(0, 1)[None],
+            query.transpose(1, 2),
             keys,
             values,
             attn_mask=mask,
@@ -149,7 +153,7 @@ class Decoder:
             scale=heads.scale,
             enable_gqa=True,
         )
-        return attended[0].transpose(0, 1).flatten(1)
+        return attended.transpose(1, 2).flatten(0, 1).flatten(1)
 
     def _rotation(self, positions: Tensor) -> Rotation:
         """cos and sin [n, rotary] of positions [n], from the model's own table, which is computed once."""
@@ -168,15 +172,15 @@ class Decoder:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """Pages [n] a prompt's new tokens go to, and the pages before them."""
+    """Pages [prompts, n] that the new tokens of prompts alike go to, and the pages before them."""
 
     pages: Tensor
     before: Tensor
 
     @staticmethod
-    def of(prompt: Prefill, device: torch.device) -> _Written:
-        pages = torch.tensor(prompt.pages, device=device)
-        return _Written(pages[prompt.cached : -(-len(prompt.tokens) // PAGE)], pages[: prompt.cached])
+    def of(prompts: Sequence[Prefill], device: torch.device) -> _Written:
+        pages = torch.tensor([prompt.pages for prompt in prompts], device=device)
+        return _Written(pages[:, prompts[0].cached :], pages[:, : prompts[0].cached])
 
 
 def _causal(new: int, total: int, window: int | None, device: torch.device) -> Tensor | None:

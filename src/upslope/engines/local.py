@@ -124,7 +124,8 @@ def _generate(policy: CausalPolicy, forward: Forward, rows: list[Row], sampling:
         count, new = forward.admit(rows[entered:])
         active += range(entered, entered + count)
         entered += count
-        logits = torch.cat([part for part in (logits, new) if part is not None])
+        parts = [part for part in (logits, new) if part is not None]
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
         with span("sample"):
             tokens = _draw(logits, keys, [rows[i] for i in active], torch.tensor(active, device=device), sampling)
             for i in active:

@@ -26,7 +26,8 @@ def sample_tokens(logits: Tensor, keys: Tensor, positions: Tensor) -> tuple[Tens
     Source: Maddison, Tarlow & Minka 2014, arXiv:1411.0030; splitmix64 of Steele, Lea & Flood 2014.
     """
     rows, vocabulary = logits.shape
-    blocks = F.pad(logits, (0, -vocabulary % _BLOCK), value=float("-inf")).view(rows, -1, _BLOCK)
+    fill = -vocabulary % _BLOCK
+    blocks = (F.pad(logits, (0, fill), value=float("-inf")) if fill else logits).view(rows, -1, _BLOCK)
     mass = blocks.logsumexp(2)
     position_keys = _mix(keys + (positions + 1) * _GOLDEN)
     block = (mass + gumbel(position_keys, mass.shape[1], stream=0)).argmax(1)
