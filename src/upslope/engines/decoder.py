@@ -132,7 +132,7 @@ class Decoder:
     def _attend_prompts(
         self, cache: LayerCache, index: int, written: _Written, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
-        """Causal attention [n, query heads * dim] of the new tokens of prompts alike; keys and values enter their pages."""
+        """Causal attention [n, query heads * dim] of prompts alike, whose new keys and values enter their pages."""
         heads, block = self.architecture.heads, self._layers[index].block
         query, key, value = (x.unflatten(0, (len(written.pages), -1)) for x in (query, key, value))
         padding = (0, 0, 0, 0, 0, written.pages.shape[1] * PAGE - key.shape[1])
