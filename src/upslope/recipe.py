@@ -241,7 +241,7 @@ class TrainingSettings(_Section):
 
     steps: PositiveInt = 100
     prompts_per_step: PositiveInt = 16
-    micro_batch_tokens: PositiveInt = 2048
+    micro_batch_tokens: PositiveInt = 1024
     max_train_s: PositiveFloat | None = None
     max_bad_steps: PositiveInt = 5
     seed: NonNegativeInt = 0
