@@ -86,7 +86,7 @@ def transformers(turn: Any, *, model: str, rows_at_once: int) -> None:
 
 def main() -> None:
     parser = arguments(__doc__, repeats=5)
-    parser.add_argument("--micro-batch-tokens", type=int, default=2048, help="upslope's budget of a micro-batch")
+    parser.add_argument("--micro-batch-tokens", type=int, default=1024, help="upslope's budget of a micro-batch")
     parser.add_argument("--peer-rows", type=int, default=PEER_ROWS, help="rows in a micro-batch of the peer's")
     options = parser.parse_args()
     model = workloads.folder()
