@@ -18,6 +18,7 @@ from upslope.engines.local import LocalEngine
 from upslope.errors import CheckpointError, DataError, RecipeError, UpslopeError
 from upslope.evaluation.evaluate import sampling_of
 from upslope.kernels import gemm
+from upslope.kernels.memory import freed_memory_kept
 from upslope.policies.causal import CausalPolicy
 from upslope.policies.loading import load_policy
 from upslope.recipe import Recipe
@@ -100,7 +101,7 @@ def launch(
     _check_prompts(recipe, policy, task)
     optimizer = make_optimizer(policy.module, recipe.optimizer)
     run = resumed or Run.create(recipe.run.folder or _fresh_folder(recipe, task), recipe.to_toml())
-    with run, ExitStack() as stack:
+    with run, freed_memory_kept(), ExitStack() as stack:
         checkpoint = _newest_checkpoint(run) if resumed is not None else None
         step = None if checkpoint is None else checkpoint.step
         own = open_trackers(recipe.run.trackers, run.folder, recipe.model_dump(), resume_step=step)
