@@ -126,7 +126,9 @@ def main() -> None:
         least = generation_s(size, best, prompt_tokens=batch * PROMPT_TOKENS, rows=batch, new_tokens=NEW_TOKENS)
         backends |= {r.side.name: r.answers[-1]["backend"] for r in results[: len(own)] if r.answers}
         default, dynamic = results[0], results[len(own)]
-        pairs = [(default, peer) for peer in results[len(own) :]] + [(other, dynamic) for other in results[1 : len(own)]]
+        pairs = [(default, peer) for peer in results[len(own) :]] + [
+            (other, dynamic) for other in results[1 : len(own)]
+        ]
         cases += [compare(f"batch {batch}", ours, peer, unit="tokens/s", least_s=least) for ours, peer in pairs]
     notes = [f"{name} computes by {backend}" for name, backend in backends.items()]
     report("rollout", cases, ceilings=best.as_dict(), results=options.results, notes=notes)
