@@ -1,7 +1,7 @@
 """What a decoder-only Transformers model is made of, as far as decoding needs to know.
 
 A model is recognised by its parts, not by its name, and is believed only once a decoder built from the parts has given
-the model's own logits (see paged.PagedForward).
+the model's own logits (see probe.proven_decoder).
 """
 
 from __future__ import annotations
