@@ -116,13 +116,7 @@ def trl(turn: Any, *, model: str, prompt_tokens: int | None, group_size: int, ro
         beta=0.0,
         learning_rate=1e-6,
         max_steps=10_000,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
+        **workloads.TRL,
     )
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),

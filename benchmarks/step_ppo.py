@@ -102,13 +102,7 @@ def trl(turn: Any, *, model: str, epochs: int, rows: int) -> None:
         learning_rate=1e-6,
         total_episodes=10_000 * len(chats),
         num_sample_generations=0,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
+        **workloads.TRL,
     )
     trainer = PPOTrainer(
         args=config,

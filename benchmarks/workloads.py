@@ -18,6 +18,16 @@ TOPICS = (
 )
 Chat = list[dict[str, str]]
 
+TRL = {  # what a trainer of TRL's does beside training: nothing
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": [],
+    "disable_tqdm": True,
+    "gradient_checkpointing": False,
+    "use_cpu": True,
+    "bf16": False,
+}
+
 
 def short_prompts() -> list[Chat]:
     """Eight chats of about 60 tokens."""
