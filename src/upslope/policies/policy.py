@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from upslope.policies.sampling import Sampling
-from upslope.records import Batch, Prompt, Scores
+from upslope.records import Batch, Prompt, Rollout, Scores
 
 
 class Policy(Protocol):
@@ -20,6 +20,9 @@ class Policy(Protocol):
     How it computes (padded or packed, shared prompts) changes no number beyond the dtype's rounding: scores do not
     depend on batch order, padding or micro-batch, and are free of dropout.
     """
+
+    tokenizer: Any
+    """The model's own."""
 
     @property
     def module(self) -> nn.Module:
@@ -31,17 +34,19 @@ class Policy(Protocol):
         """Where the weights lie, and where batches must lie to be scored."""
         ...
 
-    @property
-    def context_length(self) -> int | None:
-        """How many tokens a row may have, where the model says so."""
-        ...
-
     def encode(self, prompt: Prompt) -> Prompt:
         """The prompt with its tokens, as the model's own tokenizer and chat template give them."""
         ...
 
-    def encode_completion(self, text: str) -> tuple[int, ...]:
-        """The actions that write this text and end the row, to learn from demonstrations."""
+    def check_fits(self, prompt: Prompt, *, max_new_tokens: int) -> None:
+        """Raises: DataError where the prompt leaves the model no room to answer in so many tokens."""
+        ...
+
+    def demonstration(self, prompt: Prompt, completion: Any) -> Rollout:
+        """The row that answers a prompt with this completion (a text, a label, a list of tags), to learn from.
+
+        Raises: DataError for a completion that the model cannot write.
+        """
         ...
 
     def micro_batches(self, batch: Batch, *, max_tokens: int) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,11 +24,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Prompt:
     return dataclasses.replace(prompt, tokens=tuple(int(i) for i in ids))
 
 
-def encode_completion(tokenizer: PreTrainedTokenizerBase, completion: str) -> tuple[int, ...]:
-    """Tokens of a completion as the model would write it: no leading special tokens, one end of row.
+def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Any) -> tuple[int, ...]:
+    """Tokens of a prompt's completion as the model would write it: no leading special tokens, one end of row.
 
-    Raises: ModelError when the tokenizer has no end of sequence.
+    Raises: DataError when it is no text, ModelError when the tokenizer has no end of sequence.
     """
+    if not isinstance(completion, str) or not completion:
+        raise DataError(f"the completion of prompt {prompt.id} is {completion!r}, which is no text to learn from")
     if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no end-of-sequence token, so no completion can be ended")
     ids = tokenizer(completion, add_special_tokens=False)["input_ids"]

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
     GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
-    LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-TINY_NAMES = ("tiny-llama", "tiny-gpt2")
+TINY_NAMES = ("tiny-llama", "tiny-gpt2", "tiny-bert")
 
 _CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'][0] + ':' + m['content'] + '\n' }}{% endfor %}"
@@ -39,19 +40,24 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(
-    name: str, *, dtype: torch.dtype = torch.float32, **overrides: Any
+    name: str, *, dtype: torch.dtype = torch.float32, auto: Any = AutoModelForCausalLM, **overrides: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A two-layer 64-dimensional Llama-like or GPT-2-like model under torch's current seed, and its tokenizer.
+    """A two-layer 64-dimensional Llama-, GPT-2- or BERT-like model under torch's current seed, and its tokenizer.
 
-    overrides replace settings of the Transformers config, dropout for example.
+    auto is Transformers' class of what the model is for. overrides replace settings of the Transformers config, dropout
+    for example.
     """
     tokenizer = character_tokenizer()
     ids = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
-    if name == "tiny-llama":
-        shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 256}
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
-        model: PreTrainedModel = LlamaForCausalLM(LlamaConfig(**{**shape, **heads, **ids, **overrides}))
-    else:
-        shape = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
-        model = GPT2LMHeadModel(GPT2Config(**{**shape, **ids, **overrides}))
-    return model.to(dtype), tokenizer
+    model: PreTrainedModel = auto.from_config(_config(name, ids | overrides))
+    return model.to(dtype).eval(), tokenizer
+
+
+def _config(name: str, settings: dict[str, Any]) -> PretrainedConfig:
+    if name == "tiny-gpt2":
+        return GPT2Config(**{"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, **settings})
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    if name == "tiny-bert":
+        return BertConfig(**{**shape, "num_attention_heads": 4, **settings})
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    return LlamaConfig(**{**shape, **heads, **settings})

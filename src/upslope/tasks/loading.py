@@ -90,6 +90,7 @@ def task_of(recipe: Recipe, task: Task | None = None) -> Task:
         metric=metrics[0] if metrics else None,
         eval_prompts=task.eval_prompts,
         name=task.name,
+        labels=task.labels,
         skipped=task.skipped,
     )
 

@@ -23,7 +23,8 @@ class Task:
     turns strings into chats of one user message and system puts a system message first; a Prompt stays as it is.
     reward is a function, a RewardTerm, or several of them; a row's reward is their weighted sum (none is
     needed for supervised training). metric is a function
-    of the same two shapes; the reward sum where None. After scoring with `terms`, a row's metric is
+    of the same two shapes; the reward sum where None. labels are what a classifier or tagger chooses from, in the order
+    of its actions. After scoring with `terms`, a row's metric is
     `rollout.metrics[task.metric_name]`. skipped counts data lines left out, by reason.
 
     Raises: DataError when there is no prompt, one is unusable, or two share an id; RewardError when a function has
@@ -37,6 +38,7 @@ class Task:
     name: str = "task"
     chat: bool = False
     system: str | None = None
+    labels: Sequence[str] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
     terms: tuple[RewardTerm, ...] = field(init=False)
     metric_name: str = field(init=False)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from upslope.records import Rollout
+from upslope.engines.single_pass import SinglePassEngine
+from upslope.records import Prompt, Rollout
 from upslope.rewards import overlong_penalty
 from upslope.stopwatch import span
 from upslope.training.seeds import data_order
@@ -55,11 +57,8 @@ def gather(session: Session, *, step: int) -> Experience:
         indices = data_order(training.seed, position=position, count=wanted, size=size)
         position += wanted
         started = time.perf_counter()
-        rollouts = session.engine.sample(
-            session.encode([session.task.prompts[i] for i in indices]),
-            group_size=settings.group_size,
-            sampling=session.sampling,
-            seed=session.seed("rollout", step, attempt),
+        rollouts = _rollouts(
+            session, [session.task.prompts[i] for i in indices], seed=session.seed("rollout", step, attempt)
         )
         sampled = time.perf_counter()
         with span("reward"):
@@ -77,6 +76,16 @@ def gather(session: Session, *, step: int) -> Experience:
         if groups == training.prompts_per_step:
             break
     return Experience(tuple(kept), dropped, position, rollout_s, reward_s, prompt_tokens, sampled_tokens)
+
+
+def _rollouts(session: Session, prompts: Sequence[Prompt], *, seed: int) -> list[Rollout]:
+    """Sampled groups; or, for the expected gradient, every answer of each prompt."""
+    engine, encoded = session.engine, session.encode(prompts)
+    if session.recipe.algorithm.expected:
+        assert isinstance(engine, SinglePassEngine)
+        return engine.every_answer(encoded, sampling=session.sampling)
+    group_size = session.recipe.algorithm.group_size
+    return engine.sample(encoded, group_size=group_size, sampling=session.sampling, seed=seed)
 
 
 def _charged(session: Session, rollout: Rollout) -> Rollout:

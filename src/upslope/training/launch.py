@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from upslope.engines.local import LocalEngine
-from upslope.errors import CheckpointError, DataError, RecipeError, UpslopeError
+from upslope.engines.choice import engine_for
+from upslope.errors import CheckpointError, RecipeError, UpslopeError
 from upslope.evaluation.evaluate import sampling_of
 from upslope.kernels import gemm
 from upslope.kernels.memory import freed_memory_kept
-from upslope.policies.causal import CausalPolicy
 from upslope.policies.loading import load_policy
+from upslope.policies.policy import Policy
 from upslope.recipe import Recipe
 from upslope.report.run import Run
 from upslope.report.trackers import Tracker, open_trackers
@@ -97,7 +97,7 @@ def launch(
     task = task_of(recipe, task)
     _check(recipe, task)
     _seed_everything(recipe.training.seed)
-    policy = _policy(recipe)
+    policy = _policy(recipe, task)
     _check_prompts(recipe, policy, task)
     optimizer = make_optimizer(policy.module, recipe.optimizer)
     run = resumed or Run.create(recipe.run.folder or _fresh_folder(recipe, task), recipe.to_toml())
@@ -111,7 +111,7 @@ def launch(
             recipe=recipe,
             run=run,
             policy=policy,
-            engine=LocalEngine(**recipe.engine.model_dump()),
+            engine=engine_for(policy, recipe.engine.model_dump()),
             task=task,
             scorer=_scorer(recipe, task, stack),
             optimizer=optimizer,
@@ -156,10 +156,13 @@ def _guarded(session: Session, loop: Callable[[Session], None]) -> Run:
     return session.run
 
 
-def _policy(recipe: Recipe) -> CausalPolicy:
+def _policy(recipe: Recipe, task: Task) -> Policy:
     settings, learns = recipe.model, recipe.method == "policy_gradient"
     return load_policy(
         settings.name,
+        kind=settings.kind,
+        labels=task.labels,
+        max_length=settings.max_length,
         critic=settings.critic if recipe.algorithm.needs_critic and learns else None,
         keep_reference=recipe.algorithm.needs_reference and learns,
         dtype=settings.dtype,
@@ -215,7 +218,7 @@ def _newest_checkpoint(run: Run) -> Checkpoint | None:
     return checkpoint
 
 
-def _check_prompts(recipe: Recipe, policy: CausalPolicy, task: Task) -> None:
+def _check_prompts(recipe: Recipe, policy: Policy, task: Task) -> None:
     """Every prompt must leave room for its answer: found out before a run begins, not when the prompt is drawn."""
     sampled = list(task.eval_prompts if recipe.evaluation.every_steps else ())
     if recipe.method == "supervised":
@@ -223,14 +226,8 @@ def _check_prompts(recipe: Recipe, policy: CausalPolicy, task: Task) -> None:
             supervised.demonstration(policy, prompt, column=recipe.supervised.completion, group=0)
     else:
         sampled += task.prompts
-    limit, room = policy.context_length, recipe.sampling.max_new_tokens
     for prompt in sampled:
-        length = len(policy.encode(prompt).tokens)
-        if limit is not None and length + room > limit:
-            raise DataError(
-                f"prompt {prompt.id} has {length} tokens, which with sampling.max_new_tokens = {room} exceeds the "
-                f"model's context of {limit}; shorten it, or leave it out"
-            )
+        policy.check_fits(prompt, max_new_tokens=recipe.sampling.max_new_tokens)
 
 
 def _check(recipe: Recipe, task: Task) -> None:

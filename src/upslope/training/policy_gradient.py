@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -32,7 +33,11 @@ def train(session: Session) -> None:
             state = dataclasses.replace(session.state, step=step, position=experience.position)
             state, metrics = attempt(session, experience, state)
             session.load_engine(step)
-        metrics = describe(experience) | metrics | time_metrics(seconds, token_counts(session, experience))
+        metrics = (
+            describe(experience, expected=session.recipe.algorithm.expected)
+            | metrics
+            | time_metrics(seconds, token_counts(session, experience))
+        )
         state = dataclasses.replace(
             state,
             bad_steps=state.bad_steps + 1 if metrics.get("skipped") else 0,
@@ -223,8 +228,11 @@ def _critic_fit(batch: Batch) -> dict[str, float]:
     return {"explained_variance": float(1 - unexplained / variance) if variance > 0 else 0.0}
 
 
-def describe(experience: Experience) -> dict[str, float | str]:
-    """What the rollouts look like: rewards, lengths, endings, drops, and time."""
+def describe(experience: Experience, *, expected: bool) -> dict[str, float | str]:
+    """What the rollouts look like: rewards, lengths, endings, drops, and time.
+
+    expected: every answer of each prompt is among them and counts as much as it is likely.
+    """
     rollouts = experience.rollouts
     metrics: dict[str, float | str] = {"samples": len(rollouts), "dropped": sum(experience.dropped.values())}
     metrics |= {f"dropped/{reason}": count for reason, count in experience.dropped.items()}
@@ -233,17 +241,19 @@ def describe(experience: Experience) -> dict[str, float | str]:
     if not rollouts:
         return metrics
     scores = torch.tensor([rollout.score for rollout in rollouts])
+    shares = torch.tensor([math.exp(rollout.engine_logprobs[0]) if expected else 1.0 for rollout in rollouts])
+    mean = float((shares * scores).sum() / shares.sum())
     lengths = [len(rollout.actions) for rollout in rollouts]
     metrics |= {
-        "reward": float(scores.mean()),
-        "reward_std": float(scores.std(unbiased=False)),
+        "reward": mean,
+        "reward_std": float(((shares * (scores - mean) ** 2).sum() / shares.sum()).sqrt()),
         "length": sum(lengths) / len(lengths),
         "terminated": sum(rollout.terminated for rollout in rollouts) / len(rollouts),
     }
     for name in {name: None for rollout in rollouts for name in rollout.metrics}:
         if name != "reward":
-            values = [rollout.metrics[name] for rollout in rollouts if name in rollout.metrics]
-            metrics[f"reward/{name}"] = sum(values) / len(values)
+            having = [(s, r.metrics[name]) for s, r in zip(shares.tolist(), rollouts, strict=True) if name in r.metrics]
+            metrics[f"reward/{name}"] = sum(s * value for s, value in having) / sum(s for s, _ in having)
     return metrics
 
 

@@ -68,30 +68,10 @@ def fit(session: Session, batch: Batch, *, step: int) -> dict[str, float | str]:
 
 
 def demonstration(policy: Policy, prompt: Prompt, *, column: str, group: int) -> Rollout:
-    """A prompt and its completion as a rollout whose actions are the completion's tokens and the end of the row.
+    """A prompt's row with the completion that stands in a column of it.
 
-    Raises: DataError when the prompt has no completion, or the two exceed the model's context.
+    Raises: DataError when the prompt has no such column, or a completion that the policy cannot write.
     """
-    completion = prompt.columns.get(column)
-    if not isinstance(completion, str) or not completion:
-        raise DataError(f"prompt {prompt.id} has no text in column {column!r} (supervised.completion) to learn from")
-    encoded = policy.encode(prompt)
-    actions = policy.encode_completion(completion)
-    first = len(encoded.tokens) - 1
-    limit = policy.context_length
-    if limit is not None and len(encoded.tokens) + len(actions) > limit:
-        raise DataError(
-            f"prompt {prompt.id} and its completion have {len(encoded.tokens) + len(actions)} tokens, which exceeds "
-            f"the model's context of {limit}; shorten it or leave it out"
-        )
-    return Rollout(
-        prompt=encoded,
-        group=group,
-        sample=0,
-        tokens=encoded.tokens + actions,
-        actions=actions,
-        positions=tuple(range(first, first + len(actions))),
-        engine_logprobs=(0.0,) * len(actions),
-        text=completion,
-        stop_reason="eos",
-    )
+    if column not in prompt.columns:
+        raise DataError(f"prompt {prompt.id} has no column {column!r} (supervised.completion) to learn from")
+    return policy.demonstration(prompt, prompt.columns[column]).replace(group=group)

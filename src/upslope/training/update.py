@@ -141,8 +141,11 @@ def surrogate(
 def step_weights(batch: Batch, settings: AlgorithmSettings, *, constant_length: int) -> tuple[Tensor, float]:
     """The weight [M] of each action and the denominator of one optimiser step over this batch.
 
-    A sequence surrogate is one term a row, spelt as equal shares of its actions.
+    A sequence surrogate is one term a row, spelt as equal shares of its actions. Where every answer of a prompt is in
+    the batch, each weighs as its probability, and the prompts are what is averaged over.
     """
+    if settings.expected:
+        return batch.engine_logprobs.exp(), float(len(batch.group.unique()))
     whole_rows = settings.surrogate.startswith("sequence") and settings.over == "rows"
     return losses.aggregation(
         batch.num_actions, over="rows_token_mean" if whole_rows else settings.over, constant_length=constant_length

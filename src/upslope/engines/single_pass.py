@@ -1,0 +1,134 @@
+"""The engine of single-pass policies: one forward a distinct prompt, from which all of its samples are drawn."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from upslope.engines.sampling import row_keys, sample_tokens
+from upslope.errors import ModelError
+from upslope.policies.policy import Policy
+from upslope.policies.sampling import Sampling, warp
+from upslope.policies.single_pass import SinglePassPolicy
+from upslope.records import Prompt, Rollout, collate
+from upslope.stopwatch import span
+
+_FORWARD_TOKENS = 4096
+
+
+class SinglePassEngine:
+    """Draws labels by the policy's own forward, on the policy's own weights: nothing is copied or cached."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.backend: Mapping[str, str] = {}
+        self._policy: SinglePassPolicy | None = None
+
+    def load(self, policy: Policy, *, version: int) -> None:
+        """Sample from this policy's present weights from now on, and stamp rollouts with the version.
+
+        Raises: ModelError when the policy is no single-pass one.
+        """
+        if not isinstance(policy, SinglePassPolicy):
+            raise ModelError(f"the single-pass engine samples labels, which a {type(policy).__name__} does not give")
+        self.backend = {"decoder": "transformers, one pass", "linear": "torch"}
+        self._policy, self.version = policy, version
+
+    def sample(self, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int) -> list[Rollout]:
+        """group_size rollouts of every (encoded) prompt, in order; see engine.Engine."""
+        policy = self._loaded()
+        seen: Counter[int] = Counter()
+        rows: list[tuple[int, int]] = []  # group, sample
+        for group, prompt in enumerate(prompts):
+            rows += [(group, seen[prompt.id] + sample) for sample in range(group_size)]
+            seen[prompt.id] += group_size
+        keys = row_keys(seed, torch.tensor([prompts[g].id for g, _ in rows]), torch.tensor([s for _, s in rows]))
+        with torch.inference_mode():
+            logits = self._logits(policy, prompts)
+            with span("sample"):
+                actions, logprobs = _draw(policy, [logits[g] for g, _ in rows], keys.to(policy.device), sampling)
+        return [
+            self._rollout(policy, prompts[group], group, sample, actions[row], logprobs[row])
+            for row, (group, sample) in enumerate(rows)
+        ]
+
+    def every_answer(self, prompts: Sequence[Prompt], *, sampling: Sampling) -> list[Rollout]:
+        """A rollout for every label of every (encoded) prompt, in order, with its log-probability.
+
+        Raises: ModelError where a row has several decisions, whose combinations are too many.
+        """
+        policy = self._loaded()
+        labels = range(len(policy.labels))
+        with torch.inference_mode():
+            found = self._logits(policy, prompts)
+            if any(len(logits) > 1 for logits in found):
+                raise ModelError("every answer can only be listed where a row has one decision: use a classifier")
+            logprobs = [warp(logits, sampling).log_softmax(1)[0].tolist() for logits in found]
+        return [
+            self._rollout(policy, prompt, group, label, [label], [logprobs[group][label]])
+            for group, prompt in enumerate(prompts)
+            for label in labels
+        ]
+
+    def _loaded(self) -> SinglePassPolicy:
+        if self._policy is None:
+            raise ModelError("the engine has no weights yet; call load(policy, version=...) first")
+        return self._policy
+
+    def _rollout(
+        self,
+        policy: SinglePassPolicy,
+        prompt: Prompt,
+        group: int,
+        sample: int,
+        actions: list[int],
+        logprobs: list[float],
+    ) -> Rollout:
+        failure = None if all(map(math.isfinite, logprobs)) else "non-finite logits"
+        return policy.row(prompt, actions).replace(
+            group=group, sample=sample, engine_logprobs=tuple(logprobs), version=self.version, failure=failure
+        )
+
+    def _logits(self, policy: SinglePassPolicy, prompts: Sequence[Prompt]) -> list[Tensor]:
+        """Logits [m, K] of the decisions of each prompt."""
+        if not prompts:
+            return []
+        blank = [policy.row(prompt, [0] * len(policy.positions(prompt))) for prompt in prompts]
+        batch = collate(blank)[0].to(policy.device)
+        found: list[Tensor] = [torch.empty(0)] * len(prompts)
+        with span("prefill"):
+            for rows in policy.micro_batches(batch, max_tokens=_FORWARD_TOKENS):
+                piece = batch.select(rows)
+                for row, logits in zip(rows.tolist(), piece.split_rows(policy.logits(piece)), strict=True):
+                    found[row] = logits
+        return found
+
+
+def _draw(
+    policy: SinglePassPolicy, logits: Sequence[Tensor], keys: Tensor, sampling: Sampling
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Actions and log-probabilities of every row, whose decisions have logits [m, K] and are taken in order."""
+    actions: list[list[int]] = [[] for _ in logits]
+    logprobs: list[list[float]] = [[] for _ in logits]
+    start = len(policy.labels)
+    for position in range(max(map(len, logits), default=0)):
+        rows = [row for row, found in enumerate(logits) if len(found) > position]
+        now = torch.stack([logits[row][position] for row in rows])
+        if policy.transitions is not None:
+            previous = torch.tensor([actions[row][-1] if actions[row] else start for row in rows])
+            now = now.masked_fill(~policy.transitions[previous].to(now.device), float("-inf"))
+        now = warp(now, sampling)
+        if sampling.greedy:
+            best, chosen = now.max(1)
+            found_logprobs = best - now.logsumexp(1)
+        else:
+            places = torch.full((len(rows),), position, device=now.device)
+            chosen, found_logprobs = sample_tokens(now, keys[rows], places)
+        for row, action, logprob in zip(rows, chosen.tolist(), found_logprobs.tolist(), strict=True):
+            actions[row].append(action)
+            logprobs[row].append(logprob)
+    return actions, logprobs
