@@ -65,7 +65,7 @@ class ModelSettings(_Section):
     """Which model, what kind of policy it is, and how it is held. max_length: tokens a classifier or tagger reads."""
 
     name: str = "smollm2-135m-instruct"
-    kind: Literal["causal", "classifier", "tagger"] = "causal"
+    kind: Literal["causal", "seq2seq", "classifier", "tagger"] = "causal"
     max_length: PositiveInt | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"

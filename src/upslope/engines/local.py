@@ -14,17 +14,22 @@ from upslope.engines.paged import PagedForward
 from upslope.engines.probe import proven_decoder
 from upslope.engines.rows import Forward, Row
 from upslope.engines.sampling import row_keys, sample_tokens
+from upslope.engines.seq2seq_forward import Seq2SeqForward
 from upslope.engines.transformers_forward import TransformersForward
 from upslope.errors import ModelError
 from upslope.policies.causal import CausalPolicy
 from upslope.policies.policy import Policy
 from upslope.policies.sampling import Sampling, warp
+from upslope.policies.seq2seq import Seq2SeqPolicy
 from upslope.records import Prompt, Rollout, StopReason
 from upslope.stopwatch import span
 
+Writer = CausalPolicy | Seq2SeqPolicy
+"""The policies that write token by token."""
+
 
 class LocalEngine:
-    """Samples from a causal policy in this process: prompts computed once a group, rows in and out as they finish.
+    """Samples from a policy that writes: prompts computed once a group, rows in and out as they finish.
 
     At most max_rows rows are in progress at a time, in cache_gib of key-value cache. kernels names what the linear
     layers are computed with (see kernels.linear); `backend` says what was chosen, and why where it is the slow way.
@@ -34,16 +39,16 @@ class LocalEngine:
         self._max_rows, self._cache_bytes, self._kernels = max_rows, int(cache_gib * 2**30), kernels
         self.version = 0
         self.backend: Mapping[str, str] = {}
-        self._policy: CausalPolicy | None = None
+        self._policy: Writer | None = None
         self._forward: Forward | None = None
 
     def load(self, policy: Policy, *, version: int) -> None:
         """Sample from this policy's present weights from now on, and stamp rollouts with the version.
 
-        Raises: ModelError when the policy is not a causal one; KernelError when the kernels asked for cannot be had.
+        Raises: ModelError when the policy writes no tokens; KernelError when the kernels asked for cannot be had.
         """
-        if not isinstance(policy, CausalPolicy):
-            raise ModelError(f"the local engine samples from causal policies, not from a {type(policy).__name__}")
+        if not isinstance(policy, Writer):
+            raise ModelError(f"the local engine samples from policies that write, not from a {type(policy).__name__}")
         known = self._forward if policy is self._policy else None
         self._policy = self._forward = None  # what fails half-way is not sampled from
         with span("load"), torch.inference_mode():
@@ -53,8 +58,11 @@ class LocalEngine:
                 known.load()
         self._policy, self._forward, self.version = policy, known, version
 
-    def _choose(self, policy: CausalPolicy) -> Forward:
+    def _choose(self, policy: Writer) -> Forward:
         """The decoder where it is proven to compute this model, else Transformers' own forward."""
+        if isinstance(policy, Seq2SeqPolicy):
+            self.backend = {"decoder": "transformers, encoder-decoder", "linear": "torch"}
+            return Seq2SeqForward(policy, max_rows=self._max_rows)
         try:
             decoder = proven_decoder(policy, self._kernels)
         except UnknownArchitecture as unknown:
@@ -88,31 +96,31 @@ class LocalEngine:
             raise
         finally:
             policy.module.train(training)
-        rollouts = [_finish(row, self.version) for row in rows]
+        rollouts = [_finish(policy, row, self.version) for row in rows]
         if any(rollout.failure for rollout in rollouts):
             forward.drop()
         return rollouts
 
-    def _loaded(self) -> tuple[CausalPolicy, Forward]:
+    def _loaded(self) -> tuple[Writer, Forward]:
         if self._policy is None or self._forward is None:
             raise ModelError("the engine has no weights yet; call load(policy, version=...) first")
         return self._policy, self._forward
 
 
-def _check_context(policy: CausalPolicy, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+def _check_context(policy: Writer, prompts: Sequence[Prompt], sampling: Sampling) -> None:
     empty = next((prompt for prompt in prompts if not prompt.tokens), None)
     if empty is not None:
         raise ModelError(f"prompt {empty.id} has no tokens; give prompts as policy.encode(prompt) returns them")
-    limit = policy.context_length
-    longest = max(prompts, key=lambda prompt: len(prompt.tokens), default=None)
-    if limit and longest and len(longest.tokens) + sampling.max_new_tokens > limit:
-        raise ModelError(
-            f"prompt {longest.id} has {len(longest.tokens)} tokens, which with max_new_tokens = "
-            f"{sampling.max_new_tokens} exceeds the model's context of {limit}"
-        )
+    for prompt in prompts:
+        room = policy.room(prompt)
+        if room is not None and sampling.max_new_tokens > room:
+            raise ModelError(
+                f"prompt {prompt.id} has {len(prompt.tokens)} tokens, after which the model's context has room for "
+                f"{max(0, room)}, but max_new_tokens = {sampling.max_new_tokens}"
+            )
 
 
-def _generate(policy: CausalPolicy, forward: Forward, rows: list[Row], sampling: Sampling, seed: int) -> None:
+def _generate(policy: Writer, forward: Forward, rows: list[Row], sampling: Sampling, seed: int) -> None:
     """Sample the rows to their ends, in order; as one leaves, the next enters where there is room."""
     device, endings = policy.device, policy.eos_ids
     keys = row_keys(seed, torch.tensor([r.prompt.id for r in rows]), torch.tensor([r.sample for r in rows])).to(device)
@@ -152,7 +160,7 @@ def _draw(logits: Tensor, keys: Tensor, rows: Sequence[Row], index: Tensor, samp
     return tokens
 
 
-def _stopped(row: Row, policy: CausalPolicy, endings: frozenset[int], sampling: Sampling) -> StopReason | None:
+def _stopped(row: Row, policy: Writer, endings: frozenset[int], sampling: Sampling) -> StopReason | None:
     if row.actions[-1] in endings:
         row.text = policy.tokenizer.decode(row.actions[:-1], skip_special_tokens=True)
         return "eos"
@@ -168,19 +176,8 @@ def _stopped(row: Row, policy: CausalPolicy, endings: frozenset[int], sampling: 
     return None
 
 
-def _finish(row: Row, version: int) -> Rollout:
+def _finish(policy: Writer, row: Row, version: int) -> Rollout:
     assert row.stop_reason is not None
-    first = len(row.prompt.tokens) - 1
-    return Rollout(
-        prompt=row.prompt,
-        group=row.group,
-        sample=row.sample,
-        tokens=(*row.prompt.tokens, *row.actions),
-        actions=tuple(row.actions),
-        positions=tuple(range(first, first + len(row.actions))),
-        engine_logprobs=tuple(row.logprobs),
-        text=row.text,
-        stop_reason=row.stop_reason,
-        version=version,
-        failure=None if all(map(math.isfinite, row.logprobs)) else "non-finite logits",
-    )
+    rollout = policy.row(row.prompt, row.actions, row.logprobs, text=row.text, stop_reason=row.stop_reason)
+    failure = None if all(map(math.isfinite, row.logprobs)) else "non-finite logits"
+    return rollout.replace(group=row.group, sample=row.sample, version=version, failure=failure)

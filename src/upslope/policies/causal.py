@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from upslope.errors import DataError, ModelError
-from upslope.policies import attention, layout, text
+from upslope.policies import attention, layout
 from upslope.policies.linear_head import action_scores, head_scores
 from upslope.policies.sampling import Sampling
+from upslope.policies.text import encode, encode_completion, end_ids
 from upslope.policies.transformers_policy import TransformersPolicy
-from upslope.records import Batch, Prompt, Rollout, Scores
+from upslope.records import Batch, Prompt, Rollout, Scores, StopReason
 
 _PROBE_TOLERANCE = 5e-5  # of the largest logit
 _PROBE_LOGIT = 100.0
@@ -40,23 +41,16 @@ class CausalPolicy(TransformersPolicy):
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """Every id that ends a row: the generation config's and the tokenizer's."""
-        configured = getattr(self._base.generation_config, "eos_token_id", None)
-        ids = set(configured if isinstance(configured, (list, tuple)) else [configured])
-        return frozenset(int(i) for i in ids | {self.tokenizer.eos_token_id} if i is not None)
+        """Every id that ends a row."""
+        return end_ids(self._base, self.tokenizer)
 
     def encode(self, prompt: Prompt) -> Prompt:
         """The prompt with its tokens; see text.encode."""
-        return text.encode(self.tokenizer, prompt)
+        return encode(self.tokenizer, prompt)
 
-    def check_fits(self, prompt: Prompt, *, max_new_tokens: int) -> None:
-        """Raises: DataError where the prompt and so many tokens exceed the model's context."""
-        length, limit = len(self.encode(prompt).tokens), self.context_length
-        if limit is not None and length + max_new_tokens > limit:
-            raise DataError(
-                f"prompt {prompt.id} has {length} tokens, which with sampling.max_new_tokens = {max_new_tokens} "
-                f"exceeds the model's context of {limit}; shorten it, or leave it out"
-            )
+    def room(self, prompt: Prompt) -> int | None:
+        """How many tokens may follow an encoded prompt, where the model says so."""
+        return None if self.context_length is None else self.context_length - len(prompt.tokens)
 
     def demonstration(self, prompt: Prompt, completion: Any) -> Rollout:
         """The prompt and a text as the model would write it, ended, as a rollout of log-probability 0.
@@ -64,23 +58,30 @@ class CausalPolicy(TransformersPolicy):
         Raises: DataError when there is no text, or the two exceed the model's context.
         """
         encoded = self.encode(prompt)
-        actions = text.encode_completion(self.tokenizer, prompt, completion)
-        limit, first = self.context_length, len(encoded.tokens) - 1
-        if limit is not None and len(encoded.tokens) + len(actions) > limit:
+        actions = encode_completion(self.tokenizer, prompt, completion)
+        room = self.room(encoded)
+        if room is not None and len(actions) > room:
             raise DataError(
                 f"prompt {prompt.id} and its completion have {len(encoded.tokens) + len(actions)} tokens, which "
-                f"exceeds the model's context of {limit}; shorten it or leave it out"
+                f"exceeds the model's context of {self.context_length}; shorten it or leave it out"
             )
+        return self.row(encoded, actions, (0.0,) * len(actions), text=completion, stop_reason="eos")
+
+    def row(
+        self, prompt: Prompt, actions: Sequence[int], logprobs: Sequence[float], *, text: str, stop_reason: StopReason
+    ) -> Rollout:
+        """An encoded prompt and what was written after it, as a rollout."""
+        first = len(prompt.tokens) - 1
         return Rollout(
-            prompt=encoded,
+            prompt=prompt,
             group=0,
             sample=0,
-            tokens=encoded.tokens + actions,
-            actions=actions,
+            tokens=(*prompt.tokens, *actions),
+            actions=tuple(actions),
             positions=tuple(range(first, first + len(actions))),
-            engine_logprobs=(0.0,) * len(actions),
-            text=completion,
-            stop_reason="eos",
+            engine_logprobs=tuple(logprobs),
+            text=text,
+            stop_reason=stop_reason,
         )
 
     def micro_batches(self, batch: Batch, *, max_tokens: int) -> list[Tensor]:

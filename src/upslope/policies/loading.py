@@ -20,6 +20,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -33,6 +34,7 @@ from upslope.policies.causal import CausalPolicy
 from upslope.policies.classifier import ClassifierPolicy
 from upslope.policies.policy import Policy
 from upslope.policies.quiet import quiet_transformers
+from upslope.policies.seq2seq import Seq2SeqPolicy
 from upslope.policies.tagger import TaggerPolicy
 from upslope.policies.tiny import TINY_NAMES, tiny_model
 from upslope.policies.transformers_policy import TransformersPolicy
@@ -54,6 +56,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "causal": Kind(CausalPolicy, AutoModelForCausalLM, "CAUSAL_LM", labelled=False),
     "classifier": Kind(ClassifierPolicy, AutoModelForSequenceClassification, "SEQ_CLS", labelled=True),
+    "seq2seq": Kind(Seq2SeqPolicy, AutoModelForSeq2SeqLM, "SEQ_2_SEQ_LM", labelled=False),
     "tagger": Kind(TaggerPolicy, AutoModelForTokenClassification, "TOKEN_CLS", labelled=True),
 }
 

@@ -38,8 +38,8 @@ class Policy(Protocol):
         """The prompt with its tokens, as the model's own tokenizer and chat template give them."""
         ...
 
-    def check_fits(self, prompt: Prompt, *, max_new_tokens: int) -> None:
-        """Raises: DataError where the prompt leaves the model no room to answer in so many tokens."""
+    def room(self, prompt: Prompt) -> int | None:
+        """How many tokens may be written after an encoded prompt; None where there is no limit."""
         ...
 
     def demonstration(self, prompt: Prompt, completion: Any) -> Rollout:

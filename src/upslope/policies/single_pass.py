@@ -58,8 +58,9 @@ class SinglePassPolicy(TransformersPolicy):
         """The actions' labels as text, what reward functions get as `completion`."""
         return " ".join(self.labels[action] for action in actions)
 
-    def check_fits(self, prompt: Prompt, *, max_new_tokens: int) -> None:
-        """A text that is too long is cut, so every one fits."""
+    def room(self, prompt: Prompt) -> int | None:  # noqa: ARG002 - nothing is appended
+        """No limit: nothing is written."""
+        return None
 
     def row(self, prompt: Prompt, actions: Sequence[int]) -> Rollout:
         """An encoded prompt with these decisions, of log-probability 0, as a rollout."""

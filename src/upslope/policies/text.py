@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from upslope.errors import DataError, ModelError
 from upslope.records import Message, Prompt
@@ -46,3 +46,10 @@ def _encode_chat(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Sequence
     except Exception as error:  # a template is a (sandboxed) program of the model's author
         raise DataError(f"prompt {prompt.id} is refused by the model's chat template: {error}") from error
     return ids
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every id that ends a row: the generation config's and the tokenizer's."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = set(configured if isinstance(configured, (list, tuple)) else [configured])
+    return frozenset(int(i) for i in ids | {tokenizer.eos_token_id} if i is not None)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from upslope.engines.choice import engine_for
-from upslope.errors import CheckpointError, RecipeError, UpslopeError
+from upslope.errors import CheckpointError, DataError, RecipeError, UpslopeError
 from upslope.evaluation.evaluate import sampling_of
 from upslope.kernels import gemm
 from upslope.kernels.memory import freed_memory_kept
@@ -227,7 +227,13 @@ def _check_prompts(recipe: Recipe, policy: Policy, task: Task) -> None:
     else:
         sampled += task.prompts
     for prompt in sampled:
-        policy.check_fits(prompt, max_new_tokens=recipe.sampling.max_new_tokens)
+        encoded = policy.encode(prompt)
+        room, wanted = policy.room(encoded), recipe.sampling.max_new_tokens
+        if room is not None and wanted > room:
+            raise DataError(
+                f"prompt {prompt.id} has {len(encoded.tokens)} tokens, after which the model's context has room for "
+                f"{max(0, room)}, but sampling.max_new_tokens = {wanted}; shorten it, or leave it out"
+            )
 
 
 def _check(recipe: Recipe, task: Task) -> None:

@@ -1,0 +1,89 @@
+"""Generation by an encoder-decoder: Transformers' own forward with its caches of the decoder and of the source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from upslope.engines.rows import Row
+from upslope.policies.seq2seq import Seq2SeqPolicy
+from upslope.stopwatch import span
+
+
+class Seq2SeqForward:
+    """Rows in progress over one cache; see rows.Forward. Every distinct source is computed once.
+
+    Rows enter only when all before them are finished: all stand at the same place of the decoder's stream.
+    """
+
+    def __init__(self, policy: Seq2SeqPolicy, *, max_rows: int) -> None:
+        self._policy, self._max_rows = policy, max_rows
+        self._cache: Any = None
+        self._states = self._mask = torch.empty(0)
+
+    def load(self) -> None:
+        """The weights are the policy's own; only what older ones computed has to go."""
+        self.drop()
+
+    def start(self, _rows: Sequence[Row], *, max_new_tokens: int) -> None:  # noqa: ARG002
+        """Make ready for new rows; the cache grows with them."""
+        self.drop()
+
+    def drop(self) -> None:
+        """Give the caches' memory back."""
+        self._cache = None
+        self._states = self._mask = torch.empty(0)
+
+    def admit(self, waiting: Sequence[Row]) -> tuple[int, Tensor | None]:
+        """Take in the next max_rows rows when none is in progress."""
+        if self._cache is not None:
+            return 0, None
+        rows = waiting[: self._max_rows]
+        with span("prefill"):
+            self._encode(rows)
+            self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+            start = torch.tensor(self._policy.start, device=self._policy.device)
+            return len(rows), self._decode(start.expand(len(rows), -1))
+
+    def _encode(self, rows: Sequence[Row]) -> None:
+        policy = self._policy
+        sources = {row.group: torch.tensor(row.prompt.tokens) for row in rows}
+        order = {group: place for place, group in enumerate(sources)}
+        ids = torch.nn.utils.rnn.pad_sequence(list(sources.values()), batch_first=True, padding_value=policy.pad_id)
+        lengths = torch.tensor([len(source) for source in sources.values()])
+        mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).long().to(policy.device)
+        states = policy.encoded(ids.to(policy.device), mask)
+        of_row = torch.tensor([order[row.group] for row in rows], device=policy.device)
+        self._states, self._mask = states[of_row], mask[of_row]
+
+    def keep(self, alive: Sequence[int]) -> None:
+        """Forget all rows but these; a row may be named several times, for beams."""
+        if not alive:
+            self.drop()
+            return
+        index = torch.tensor(alive, device=self._policy.device)
+        self._cache.self_attention_cache.batch_select_indices(index)
+        self._cache.cross_attention_cache.batch_select_indices(index)
+        self._states, self._mask = self._states[index], self._mask[index]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits [B, V] after one more token [B] a row."""
+        with span("decode"):
+            return self._decode(tokens[:, None])
+
+    def _decode(self, tokens: Tensor) -> Tensor:
+        output = self._policy.run(
+            encoder_outputs=BaseModelOutput(last_hidden_state=self._states),
+            attention_mask=self._mask,
+            decoder_input_ids=tokens,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._cache = output.past_key_values
+        logits: Tensor = output.logits[:, -1]
+        return logits
