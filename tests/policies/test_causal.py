@@ -42,18 +42,18 @@ def test_exactly_one_bos(with_bos):
         tokens = with_bos.encode(Prompt(0, content)).tokens
         assert tokens[0] == bos
         assert tokens.count(bos) == 1
-    assert bos not in with_bos.encode_completion("1+1")
+    assert bos not in with_bos.demonstration(Prompt(0, "1"), "1+1").actions
 
 
 def test_a_completion_ends_with_exactly_one_end(make_policy):
     """CHECKS 4: demonstrations end with the end of sequence, once, after the text's own tokens."""
     policy = make_policy("tiny-gpt2")
-    tokens = policy.encode_completion("12+7")
+    tokens = policy.demonstration(Prompt(0, "1"), "12+7").actions
     assert tokens[-1] == policy.tokenizer.eos_token_id
     assert policy.tokenizer.decode(tokens[:-1]) == "12+7"
     policy.tokenizer.eos_token = None
     with pytest.raises(ModelError, match="no end-of-sequence token"):
-        policy.encode_completion("12+7")
+        policy.demonstration(Prompt(0, "1"), "12+7")
 
 
 def test_a_chat_goes_through_the_models_template(make_policy):
