@@ -320,11 +320,6 @@ class Recipe(_Section):
             raise ValueError(
                 f"training.prompts_per_step is {prompts}, which algorithm.minibatches = {pieces} must divide"
             )
-        if self.algorithm.expected and self.model.kind != "classifier":
-            raise ValueError(
-                f"algorithm.expected is set, but all answers can only be listed where model.kind is 'classifier', not "
-                f"{self.model.kind!r}"
-            )
         if self.evaluation.patience is not None and self.evaluation.every_steps is None:
             raise ValueError("evaluation.patience is set, so evaluation.every_steps must be set as well")
         if self.sampling.top_p is not None and self.sampling.top_p > 1:

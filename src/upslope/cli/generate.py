@@ -33,7 +33,7 @@ def generate(
     settings = recipe or Recipe.resolve({})
     policy = policy_to_sample(source, settings, seed=seed)
     content: str | tuple[Message, ...] = text
-    if not plain and settings.model.kind == "causal" and policy.tokenizer.chat_template is not None:
+    if not plain and policy.takes_chats:
         before = ({"role": "system", "content": system},) if system else ()
         content = (*before, {"role": "user", "content": text})
     engine = engine_for(policy, settings.engine.model_dump())

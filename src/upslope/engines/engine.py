@@ -30,3 +30,10 @@ class Engine(Protocol):
         says so in its failure.
         """
         ...
+
+    def every_answer(self, prompts: Sequence[Prompt], *, sampling: Sampling) -> list[Rollout]:
+        """A rollout for every answer to every prompt, groups in the order of the prompts, with its log-probability.
+
+        Raises: ModelError where answers are too many to list.
+        """
+        ...

@@ -101,6 +101,12 @@ class LocalEngine:
             forward.drop()
         return rollouts
 
+    def every_answer(self, prompts: Sequence[Prompt], *, sampling: Sampling) -> list[Rollout]:
+        """Raises: ModelError, for texts are too many to list."""
+        raise ModelError(
+            "every answer (algorithm.expected) can only be listed by a classifier, not where text is written"
+        )
+
     def _loaded(self) -> tuple[Writer, Forward]:
         if self._policy is None or self._forward is None:
             raise ModelError("the engine has no weights yet; call load(policy, version=...) first")

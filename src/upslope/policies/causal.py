@@ -44,6 +44,11 @@ class CausalPolicy(TransformersPolicy):
         """Every id that ends a row."""
         return end_ids(self._base, self.tokenizer)
 
+    @property
+    def takes_chats(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return self.tokenizer.chat_template is not None
+
     def encode(self, prompt: Prompt) -> Prompt:
         """The prompt with its tokens; see text.encode."""
         return encode(self.tokenizer, prompt)

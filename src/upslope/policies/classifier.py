@@ -25,6 +25,10 @@ class ClassifierPolicy(SinglePassPolicy):
             raise DataError(f"prompt {prompt.id} has no tokens, so there is nothing to classify")
         return dataclasses.replace(prompt, tokens=tuple(int(i) for i in ids))
 
+    def cuts(self, prompt: Prompt) -> bool:
+        """Whether the text has more than max_length tokens."""
+        return len(self.tokenizer(prompt.text, verbose=False)["input_ids"]) > self.max_length
+
     def positions(self, prompt: Prompt) -> tuple[int, ...]:
         """The last token; for an encoder merely where the row ends."""
         return (len(prompt.tokens) - 1,)

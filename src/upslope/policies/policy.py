@@ -21,9 +21,6 @@ class Policy(Protocol):
     depend on batch order, padding or micro-batch, and are free of dropout.
     """
 
-    tokenizer: Any
-    """The model's own."""
-
     @property
     def module(self) -> nn.Module:
         """Everything with weights: the model, and the critic where there is one."""
@@ -34,8 +31,17 @@ class Policy(Protocol):
         """Where the weights lie, and where batches must lie to be scored."""
         ...
 
+    @property
+    def takes_chats(self) -> bool:
+        """Whether a chat goes through a template of the model's own."""
+        ...
+
     def encode(self, prompt: Prompt) -> Prompt:
         """The prompt with its tokens, as the model's own tokenizer and chat template give them."""
+        ...
+
+    def cuts(self, prompt: Prompt) -> bool:
+        """Whether encoding the prompt leaves out the end of its text."""
         ...
 
     def room(self, prompt: Prompt) -> int | None:

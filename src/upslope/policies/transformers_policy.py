@@ -18,6 +18,7 @@ from upslope.policies.dropout import Dropouts
 from upslope.policies.heads import ValueHead
 from upslope.policies.products import use_gemm
 from upslope.policies.quiet import quiet_transformers
+from upslope.records import Prompt
 
 
 class Modules(nn.Module):
@@ -87,6 +88,15 @@ class TransformersPolicy:
         """What fills unused slots of a forward; never read, so any valid id serves."""
         pad = self.tokenizer.pad_token_id
         return 0 if pad is None else int(pad)
+
+    @property
+    def takes_chats(self) -> bool:
+        """Whether a chat goes through a template of the model's own: policies that read plain text have none."""
+        return False
+
+    def cuts(self, prompt: Prompt) -> bool:  # noqa: ARG002
+        """Whether encoding the prompt leaves out the end of its text: never, unless a kind of policy says so."""
+        return False
 
     @contextmanager
     def reference(self) -> Iterator[Self]:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from upslope.engines.single_pass import SinglePassEngine
 from upslope.records import Prompt, Rollout
 from upslope.rewards import overlong_penalty
 from upslope.stopwatch import span
@@ -82,7 +81,6 @@ def _rollouts(session: Session, prompts: Sequence[Prompt], *, seed: int) -> list
     """Sampled groups; or, for the expected gradient, every answer of each prompt."""
     engine, encoded = session.engine, session.encode(prompts)
     if session.recipe.algorithm.expected:
-        assert isinstance(engine, SinglePassEngine)
         return engine.every_answer(encoded, sampling=session.sampling)
     group_size = session.recipe.algorithm.group_size
     return engine.sample(encoded, group_size=group_size, sampling=session.sampling, seed=seed)

@@ -98,7 +98,7 @@ def launch(
     _check(recipe, task)
     _seed_everything(recipe.training.seed)
     policy = _policy(recipe, task)
-    _check_prompts(recipe, policy, task)
+    cut = _check_prompts(recipe, policy, task)
     optimizer = make_optimizer(policy.module, recipe.optimizer)
     run = resumed or Run.create(recipe.run.folder or _fresh_folder(recipe, task), recipe.to_toml())
     with run, freed_memory_kept(), ExitStack() as stack:
@@ -122,6 +122,11 @@ def launch(
         )
         if resumed is not None:
             _continue(session, checkpoint)
+        if cut:
+            run.log("cut_prompts", step=session.state.step, prompts=cut)
+            warnings.warn(
+                f"{cut} prompts are longer than the model reads (model.max_length) and lose their end", stacklevel=2
+            )
         run.log("kernels", step=session.state.step, **_kernels(recipe, session.engine.backend))
         loop = policy_gradient.train if recipe.method == "policy_gradient" else supervised.train
         return _guarded(session, loop)
@@ -218,8 +223,10 @@ def _newest_checkpoint(run: Run) -> Checkpoint | None:
     return checkpoint
 
 
-def _check_prompts(recipe: Recipe, policy: Policy, task: Task) -> None:
-    """Every prompt must leave room for its answer: found out before a run begins, not when the prompt is drawn."""
+def _check_prompts(recipe: Recipe, policy: Policy, task: Task) -> int:
+    """How many prompts lose their end by being encoded. Every one must leave room for its answer: found out before a
+    run begins, not when the prompt is drawn.
+    """
     sampled = list(task.eval_prompts if recipe.evaluation.every_steps else ())
     if recipe.method == "supervised":
         for prompt in task.prompts:
@@ -234,6 +241,7 @@ def _check_prompts(recipe: Recipe, policy: Policy, task: Task) -> None:
                 f"prompt {prompt.id} has {len(encoded.tokens)} tokens, after which the model's context has room for "
                 f"{max(0, room)}, but sampling.max_new_tokens = {wanted}; shorten it, or leave it out"
             )
+    return sum(policy.cuts(prompt) for prompt in (*task.prompts, *task.eval_prompts))
 
 
 def _check(recipe: Recipe, task: Task) -> None:
