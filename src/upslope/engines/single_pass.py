@@ -66,9 +66,7 @@ class SinglePassEngine:
         with torch.inference_mode():
             found = self._logits(policy, prompts)
             if any(len(logits) > 1 for logits in found):
-                raise ModelError(
-                    "every answer (algorithm.expected) can only be listed by a classifier, not where a row has several decisions"
-                )
+                raise ModelError("algorithm.expected lists every answer: too many where a row has several decisions")
             logprobs = [warp(logits, sampling).log_softmax(1)[0].tolist() for logits in found]
         return [
             self._rollout(policy, prompt, group, label, [label], [logprobs[group][label]])
