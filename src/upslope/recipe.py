@@ -256,10 +256,12 @@ class TrainingSettings(_Section):
 
 
 class SupervisedSettings(_Section):
-    """Supervised warm start on prompt/completion data (method = "supervised")."""
+    """Supervised warm start on prompt/completion data (method = "supervised"). completion names the column to learn;
+    class_weights "balanced" counts each label, or token, inversely to how often it is there."""
 
     completion: str = "completion"
     dropout: bool = True
+    class_weights: Literal["none", "balanced"] = "none"
 
 
 class EvaluationSettings(_Section):

@@ -101,7 +101,7 @@ class LocalEngine:
             forward.drop()
         return rollouts
 
-    def every_answer(self, prompts: Sequence[Prompt], *, sampling: Sampling) -> list[Rollout]:
+    def every_answer(self, prompts: Sequence[Prompt], *, sampling: Sampling) -> list[Rollout]:  # noqa: ARG002
         """Raises: ModelError, for texts are too many to list."""
         raise ModelError(
             "every answer (algorithm.expected) can only be listed by a classifier, not where text is written"

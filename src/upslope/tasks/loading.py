@@ -15,6 +15,7 @@ from upslope.rewards import numbers, rules
 from upslope.rewards.terms import RewardTerm, parameters
 from upslope.tasks.arithmetic import arithmetic
 from upslope.tasks.files import from_file
+from upslope.tasks.labelled import labelled
 from upslope.tasks.reasoning_gym import reasoning_gym
 from upslope.tasks.task import Task
 
@@ -23,7 +24,12 @@ IN_MEMORY = "in-memory"
 
 Spec = str | Mapping[str, Any] | Callable[..., Any] | RewardTerm
 
-TASKS: dict[str, Callable[..., Task]] = {"arithmetic": arithmetic, "reasoning-gym": reasoning_gym, "file": from_file}
+TASKS: dict[str, Callable[..., Task]] = {
+    "arithmetic": arithmetic,
+    "file": from_file,
+    "labelled": labelled,
+    "reasoning-gym": reasoning_gym,
+}
 
 RULES: dict[str, Callable[..., Any]] = {
     "contains": rules.contains,
@@ -45,10 +51,10 @@ FUNCTIONS: dict[str, Callable[..., float]] = {
 
 
 def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
-    """The task of a recipe: `arithmetic`, `reasoning-gym`, `file`, or the user's `package.module:name`.
+    """The task of a recipe: one of TASKS, or the user's `package.module:name`.
 
     A name of the user's own stands for a Task, or for a callable that returns one and gets the options. In the
-    options of `file`, reward and metric may be names as in `load_terms`.
+    options of tasks read from files, reward and metric may be names as in `load_terms`.
 
     Raises: RecipeError when the name or an option does not exist (with the nearest that does).
     """
@@ -63,8 +69,8 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
         if options:
             raise RecipeError(f"task {name!r} is ready made and takes no options, but got {', '.join(options)}")
         return made
-    if made is from_file:
-        options = _file_options(options)
+    if made in (from_file, labelled):
+        options = _reward_options(options)
     _check_options(name, made, options)
     task = made(**options)
     if not isinstance(task, Task):
@@ -167,7 +173,7 @@ def _named_function(name: str, options: dict[str, Any]) -> Callable[..., Any]:
     raise RecipeError(f"there is no built-in reward {name!r} ({near}); your own is package.module:name")
 
 
-def _file_options(options: dict[str, Any]) -> dict[str, Any]:
+def _reward_options(options: dict[str, Any]) -> dict[str, Any]:
     if "reward" in options:
         options["reward"] = load_terms(options["reward"])
     if options.get("metric") is not None:

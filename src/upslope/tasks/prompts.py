@@ -44,8 +44,9 @@ def make_prompt(
 ) -> Prompt:
     """One record as a Prompt; what is not the prompt becomes its columns.
 
-    The column holds text or a chat; without it, `messages` is used, whose last assistant message then is the
-    completion (for supervised training, `columns["completion"]`). completion names the column that holds it.
+    The column holds text, a chat, or a list of words, which stay as the column "words" beside their text; without it,
+    `messages` is used, whose last assistant message then is the completion (for supervised training,
+    `columns["completion"]`). completion names the column that holds it.
     """
     columns = dict(record)
     if column in columns:
@@ -55,6 +56,8 @@ def make_prompt(
         content, columns = _split_messages(content, columns)
     else:
         raise UnusableError(f"no {column!r}")
+    if isinstance(content, list | tuple) and content and all(isinstance(word, str) for word in content):
+        columns["words"], content = list(content), " ".join(content)
     _take_completion(columns, completion)
     return Prompt(id=id, content=_content(content, column, chat=chat, system=system), columns=columns)
 

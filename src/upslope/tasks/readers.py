@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +37,7 @@ def read_prompts(
     strict: bool = True,
     limit: int | None = None,
     first_id: int = 0,
+    check: Callable[[Prompt], None] | None = None,
 ) -> tuple[list[Prompt], dict[str, int]]:
     """Prompts of a data file, and the number of records skipped by reason (none when strict).
 
@@ -44,7 +47,8 @@ def read_prompts(
     and completion name the columns; text makes plain prompts, lists of role and content make chats; `messages` is
     read where there is no prompt column. rename maps column names of the file to those the reward wants. chat and
     system are as in `Task`. Ids are first_id + place in the file, skipped records included, so mending one line
-    moves no other prompt's random numbers. limit stops after that many prompts.
+    moves no other prompt's random numbers. limit stops after that many prompts. check raises UnusableError for a prompt
+    that the task cannot use. Environment variables in the source are filled in.
 
     A byte-order mark at the start is dropped; blank lines are ignored. With strict=False records that cannot be used
     are skipped, counted and logged.
@@ -53,14 +57,17 @@ def read_prompts(
     """
     prompts: list[Prompt] = []
     skipped: Counter[str] = Counter()
+    source = _expanded(source)
     for index, (line, record) in enumerate(_records(source, split)):
         try:
             if isinstance(record, UnusableError):
                 raise record
             fields = _renamed(record, rename or {})
-            prompts.append(
-                make_prompt(fields, first_id + index, column=prompt, completion=completion, chat=chat, system=system)
-            )
+            how: dict[str, Any] = {"column": prompt, "completion": completion, "chat": chat, "system": system}
+            made = make_prompt(fields, first_id + index, **how)
+            if check is not None:
+                check(made)
+            prompts.append(made)
         except UnusableError as problem:
             if strict:
                 raise DataError(f"{source}:{line}: {_mend(problem, record)}") from None
@@ -73,6 +80,15 @@ def read_prompts(
     if not prompts:
         raise DataError(f"{source}: there is no usable record in it; skipped {skipped.total()}")
     return prompts, dict(skipped)
+
+
+def _expanded(source: str | Path) -> str | Path:
+    """The source with environment variables filled in. Raises: DataError for one that is not set."""
+    expanded = os.path.expandvars(source)
+    unset = re.search(r"\$\{?(\w+)", str(expanded))
+    if unset is not None:
+        raise DataError(f"{source}: the environment variable {unset[1]} is not set; set it to the folder of the data")
+    return expanded
 
 
 def _mend(problem: UnusableError, record: Mapping[str, Any] | UnusableError) -> str:

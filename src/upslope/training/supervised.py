@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
 from upslope import losses
@@ -21,6 +22,7 @@ from upslope.training.update import Terms, accumulate
 def train(session: Session) -> None:
     """Train on the completions of the task's prompts until the session is over."""
     recipe = session.recipe
+    weights = action_weights(session) if recipe.supervised.class_weights == "balanced" else None
     while session.settle():
         state = session.state
         step, count = state.step + 1, recipe.training.prompts_per_step
@@ -31,7 +33,7 @@ def train(session: Session) -> None:
             batch, _ = collate(
                 [demonstration(session.policy, prompts[i], column=column, group=g) for g, i in enumerate(indices)]
             )
-            metrics = fit(session, batch.to(session.policy.device), step=step)
+            metrics = fit(session, batch.to(session.policy.device), step=step, action_weights=weights)
             session.load_engine(step)
         state = dataclasses.replace(
             state,
@@ -44,15 +46,30 @@ def train(session: Session) -> None:
         session.finish_step(state, {**metrics, "tokens_per_s": len(batch.tokens) / sum(seconds.values())})
 
 
-def fit(session: Session, batch: Batch, *, step: int) -> dict[str, float | str]:
-    """One optimiser step on the mean cross-entropy [nats per token] of the batch's actions."""
+def action_weights(session: Session) -> Tensor:
+    """What each action id weighs, inversely to how often it is among the demonstrations: weights [largest id + 1].
+
+    Over all demonstrations the weights average to 1. Source: King & Zeng 2001; scikit-learn's class_weight="balanced".
+    """
+    column = session.recipe.supervised.completion
+    rows = [demonstration(session.policy, prompt, column=column, group=0) for prompt in session.task.prompts]
+    counts = torch.bincount(torch.tensor([action for row in rows for action in row.actions]))
+    return torch.where(counts == 0, 0.0, counts.sum() / ((counts > 0).sum() * counts))
+
+
+def fit(session: Session, batch: Batch, *, step: int, action_weights: Tensor | None = None) -> dict[str, float | str]:
+    """One optimiser step on the mean cross-entropy [nats per action] of the batch's actions, weighted by their ids."""
     recipe = session.recipe
     plain = dataclasses.replace(session.sampling, temperature=1.0, top_k=None, top_p=None)
     lr = set_learning_rate(session.optimizer, recipe.optimizer, step=step, total_steps=recipe.training.steps)
 
-    def terms_of(piece: Batch, index: Tensor) -> Terms:  # noqa: ARG001 - every action weighs the same
+    ones = torch.ones(len(batch.actions), device=batch.actions.device)
+    weights = ones if action_weights is None else action_weights.to(ones)[batch.actions]
+    total = float(weights.sum())
+
+    def terms_of(piece: Batch, index: Tensor) -> Terms:
         logprobs = session.policy.score(piece, sampling=plain).logprobs
-        loss = losses.weighted_sum(-logprobs, weights=logprobs.new_ones(()), denominator=len(batch.actions))
+        loss = losses.weighted_sum(-logprobs, weights=weights[index].to(logprobs), denominator=total)
         return Terms(loss, {"loss": float(loss.detach())})
 
     with session.policy.dropout(recipe.supervised.dropout):
