@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
+
+from upslope.report.run import write_text
+
+if TYPE_CHECKING:
+    from upslope.evaluation.intervals import Interval
+    from upslope.evaluation.labels import F1Table, LabelReport
+
+_SHOWN = 8
+"""Confusions printed; the file has all."""
 
 
 def evaluate(
@@ -20,8 +31,9 @@ def evaluate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")] = 0.0,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of words.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Where to write it all; RUN/evaluation.json for a run.")] = None,
 ) -> None:
-    """Measure a model's metric on a task's held-out prompts, with a 95% interval."""
+    """Measure a model's metric on a task's held-out prompts, with a 95% interval; of labels, each one's F1 as well."""
     from upslope.evaluation.evaluate import evaluate as measure
     from upslope.recipe import parse_override
 
@@ -34,18 +46,49 @@ def evaluate(
         seed=seed,
         options=dict(parse_override(text) for text in options or []),
     )
-    interval, measured = result.interval, result.measurement
-    failed = sum(measured.failures.values())
+    document = result.as_dict()
+    target = save or (Path(model) / "evaluation.json" if (Path(model) / "recipe.toml").is_file() else None)
+    if target is not None:
+        write_text(target, json.dumps(document, indent=1) + "\n")
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
-        bounds = {"mean": interval.estimate, "low": interval.low, "high": interval.high}
-        console.print(
-            json.dumps({"metric": result.metric, **bounds, "prompts": len(measured.values), "failed": failed}),
-            markup=False,
-        )
+        console.print(json.dumps(document), markup=False)
         return
+    interval, measured = result.interval, result.measurement
+    failed = measured.num_failed
     console.print(
         f"{result.metric} = {interval.estimate:.3f}, 95% interval [{interval.low:.3f}, {interval.high:.3f}], "
         f"{len(measured.values)} prompts" + (f", {failed} could not be scored" if failed else ""),
         markup=False,
     )
+    if result.labels is not None:
+        _show(console, result.labels)
+
+
+def _show(console: Console, report: LabelReport) -> None:
+    """The tables of a label report; of confusions and errors the largest."""
+    console.print(_table("label", report.table))
+    if report.entities is not None:
+        console.print(_table("entity", report.entities))
+    pairs = [
+        (count, right, decided)
+        for right, row in zip(report.labels, report.confusion, strict=True)
+        for decided, count in zip(report.labels, row, strict=True)
+        if right != decided and count
+    ]
+    for count, right, decided in sorted(pairs, reverse=True)[:_SHOWN]:
+        console.print(f"  {count:>5} times {decided} where {right} is right", markup=False)
+    console.print(f"expected calibration error {report.calibration.expected_error:.3f}")
+
+
+def _table(title: str, scores: F1Table) -> Table:
+    table = Table(title, "there", "precision", "recall", "F1", box=None)
+    for row in scores.classes:
+        table.add_row(row.name, str(row.support), *(_interval(value) for value in (row.precision, row.recall, row.f1)))
+    table.add_row("macro", "", "", "", _interval(scores.macro))
+    table.add_row("micro", "", "", "", _interval(scores.micro))
+    return table
+
+
+def _interval(value: Interval) -> str:
+    return f"{value.estimate:.3f} [{value.low:.3f}, {value.high:.3f}]"

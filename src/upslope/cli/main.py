@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from upslope import __version__
-from upslope.cli import evaluate, fetch, generate, presets, quickstart, resume, train
+from upslope.cli import evaluate, fetch, generate, predict, presets, quickstart, resume, train
 from upslope.errors import UpslopeError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(train.train)
 app.command()(resume.resume)
 app.command()(generate.generate)
 app.command()(evaluate.evaluate)
+app.command()(predict.predict)
 app.command()(presets.presets)
 app.command()(fetch.fetch)
 

@@ -11,6 +11,7 @@ from typing import Any
 from upslope.engines.choice import engine_for
 from upslope.errors import DataError, ModelError, RecipeError
 from upslope.evaluation.intervals import Interval, mean_interval
+from upslope.evaluation.labels import LabelReport, label_report
 from upslope.evaluation.metrics import Measurement, measure
 from upslope.policies.loading import load_policy
 from upslope.policies.policy import Policy
@@ -24,11 +25,19 @@ from upslope.tasks.loading import IN_MEMORY
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The metric's mean with its interval, and everything measured."""
+    """The metric's mean with its interval, and everything measured; of labels, how well each is chosen."""
 
     metric: str
     interval: Interval
     measurement: Measurement
+    labels: LabelReport | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a JSON file."""
+        bounds = {"mean": self.interval.estimate, "low": self.interval.low, "high": self.interval.high}
+        measured = self.measurement
+        summary = {"metric": self.metric, **bounds, "prompts": len(measured.values), "failed": measured.num_failed}
+        return summary | ({} if self.labels is None else {"labels": dataclasses.asdict(self.labels)})
 
 
 def evaluate(
@@ -64,7 +73,10 @@ def evaluate(
     with Scorer(task.terms, timeout_s=reward.timeout_s, isolation=reward.isolation) as scorer:
         encoded = [policy.encode(prompt) for prompt in prompts]
         measured = measure(engine, encoded, scorer, metric=task.metric_name, sampling=sampling, seed=seed)
-    return Evaluation(task.metric_name, mean_interval(list(measured.values.values())), measured)
+    labels = None
+    if task.labels and task.label_column is not None:
+        labels = label_report(measured.rollouts, labels=task.labels, column=task.label_column)
+    return Evaluation(task.metric_name, mean_interval(list(measured.values.values())), measured, labels)
 
 
 def source_and_recipe(model: str | Path | Run) -> tuple[str, Recipe | None]:

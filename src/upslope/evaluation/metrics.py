@@ -25,6 +25,11 @@ class Measurement:
         """Mean over the scored prompts."""
         return sum(self.values.values()) / len(self.values)
 
+    @property
+    def num_failed(self) -> int:
+        """Prompts that could not be scored."""
+        return sum(self.failures.values())
+
 
 def measure(
     engine: Engine,

@@ -6,7 +6,8 @@ from torch import nn
 
 
 class Dropouts:
-    """Every dropout probability of a module: nn.Dropout's p, and the plain float attributes of attention layers."""
+    """Every probability of leaving something out: nn.Dropout's p, and the plain float attributes of attention layers
+    (dropout) and of encoders and decoders (layerdrop)."""
 
     def __init__(self, module: nn.Module) -> None:
         self._found: list[tuple[nn.Module, str, float]] = []
@@ -17,7 +18,7 @@ class Dropouts:
             self._found += [
                 (part, name, value)
                 for name, value in vars(part).items()
-                if "dropout" in name and isinstance(value, float)
+                if ("dropout" in name or name == "layerdrop") and isinstance(value, float)
             ]
 
     def set(self, enabled: bool) -> None:

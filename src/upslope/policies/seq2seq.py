@@ -50,12 +50,12 @@ class Seq2SeqPolicy(TransformersPolicy):
         if not self._base.config.is_encoder_decoder or self._base.get_output_embeddings() is None:
             raise ModelError(f"{type(self._base).__name__} is no encoder-decoder with an output head")
         generation = self._base.generation_config
-        configured = (
-            generation.decoder_start_token_id,
-            self._base.config.decoder_start_token_id,
-            generation.bos_token_id,
-        )
-        start = next((int(i) for i in configured if i is not None), None)
+        configured = [
+            getattr(source, name, None)
+            for source in (generation, self._base.config)
+            for name in ("decoder_start_token_id", "bos_token_id")
+        ]
+        start = next((int(i) for i in (configured[0], configured[2], configured[1]) if i is not None), None)
         if start is None:
             raise ModelError(f"{type(self._base).__name__} names no decoder_start_token_id to begin with")
         forced = getattr(generation, "forced_bos_token_id", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
@@ -79,7 +80,8 @@ class SinglePassPolicy(TransformersPolicy):
     def demonstration(self, prompt: Prompt, completion: Any) -> Rollout:
         """The prompt with the labels it should get, one of them or a list.
 
-        Raises: DataError for a label that the model does not know, or where their number is not that of the decisions.
+        Raises: DataError for a label that the model does not know or that may not follow the one before it, or where
+        their number is not that of the decisions.
         """
         encoded = self.encode(prompt)
         wanted = [completion] if isinstance(completion, str) else list(completion)
@@ -90,7 +92,19 @@ class SinglePassPolicy(TransformersPolicy):
         decisions = len(self.positions(encoded))
         if len(wanted) != decisions:
             raise DataError(f"prompt {prompt.id} has {len(wanted)} labels for {decisions} decisions")
-        return self.row(encoded, [known[label] for label in wanted])
+        actions = [known[label] for label in wanted]
+        self._check_order(prompt, wanted, actions)
+        return self.row(encoded, actions)
+
+    def _check_order(self, prompt: Prompt, labels: Sequence[str], actions: Sequence[int]) -> None:
+        if self.transitions is None:
+            return
+        for place, (before, action) in enumerate(pairwise([len(self.labels), *actions])):
+            if not self.transitions[before, action]:
+                after = f"after {labels[place - 1]!r}" if place else "at its beginning"
+                raise DataError(
+                    f"prompt {prompt.id} has {labels[place]!r} {after}, but I- goes on with an entity that B- began"
+                )
 
     def micro_batches(self, batch: Batch, *, max_tokens: int) -> list[Tensor]:
         """Row indices of pieces that compute at most max_tokens tokens each, padding included, equal rows once."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,19 +66,16 @@ def words_of(prompt: Prompt) -> tuple[str, ...]:
 
 
 def bio_transitions(labels: Sequence[str]) -> Tensor | None:
-    """Bool [K + 1, K]: may the second tag follow the first (row K: begin a row)? None where no tag is an I-X.
+    """Bool [K + 1, K]: may the second tag follow the first (row K: begin a row)? None where all may.
 
-    I-X continues an entity of X, so it must follow B-X or I-X.
+    I-X continues an entity of X, so it must follow B-X or I-X; unless there is no B-X, and I-X begins entities as well.
     """
-    if not any(label.startswith("I-") for label in labels):
-        return None
     allowed = torch.ones(len(labels) + 1, len(labels), dtype=torch.bool)
     for column, label in enumerate(labels):
-        if label.startswith("I-"):
-            allowed[:, column] = torch.tensor(
-                [before[2:] == label[2:] and before[0] in "BI" for before in (*labels, "O")]
-            )
-    return allowed
+        begin = f"B-{label[2:]}"
+        if label.startswith("I-") and begin in labels:
+            allowed[:, column] = torch.tensor([before in (begin, label) for before in (*labels, None)])
+    return None if allowed.all() else allowed
 
 
 def _first_pieces(prompt: Prompt, words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> tuple[int, ...]:
@@ -91,7 +87,8 @@ def _first_pieces(prompt: Prompt, words: Sequence[str], offsets: Sequence[tuple[
             place += 1
         if place == len(offsets) or offsets[place][0] >= end:
             raise DataError(f"prompt {prompt.id} has the word {word!r}, of which the tokenizer leaves no token")
+        if found and found[-1] == place:
+            raise DataError(f"prompt {prompt.id} has the word {word!r}, which the tokenizer joins to the one before it")
         found.append(place)
         start = end + 1
-    assert all(a < b for a, b in pairwise(found))
     return tuple(found)

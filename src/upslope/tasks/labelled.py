@@ -73,6 +73,7 @@ def labelled(
         eval_prompts=held_out,
         name=name or Path(path).stem,
         labels=known,
+        label_column=label,
         skipped=Counter(skipped) + Counter(lost),
     )
 

@@ -97,6 +97,7 @@ def task_of(recipe: Recipe, task: Task | None = None) -> Task:
         eval_prompts=task.eval_prompts,
         name=task.name,
         labels=task.labels,
+        label_column=task.label_column,
         skipped=task.skipped,
     )
 

@@ -39,6 +39,7 @@ class Task:
     chat: bool = False
     system: str | None = None
     labels: Sequence[str] = ()
+    label_column: str | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
     terms: tuple[RewardTerm, ...] = field(init=False)
     metric_name: str = field(init=False)
