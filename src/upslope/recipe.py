@@ -180,6 +180,11 @@ class AlgorithmSettings(_Section):
                 f"'clip', and neither {grouped[0] if grouped else 'groups'}",
             ),
             (
+                self.expected and critic,
+                "expected leaves no variance for a critic to lower: set baseline to 'none', 'batch_mean' or 'running_mean', "
+                "and credit to 'return'",
+            ),
+            (
                 self.credit in ("n_step", "gae") and not critic,
                 f"credit is {self.credit!r}, which needs baseline = 'critic', not {self.baseline!r}",
             ),

@@ -47,31 +47,33 @@ class SinglePassEngine:
             rows += [(group, seen[prompt.id] + sample) for sample in range(group_size)]
             seen[prompt.id] += group_size
         keys = row_keys(seed, torch.tensor([prompts[g].id for g, _ in rows]), torch.tensor([s for _, s in rows]))
+        blanks = [policy.blank(prompt) for prompt in prompts]
         with torch.inference_mode():
-            logits = self._logits(policy, prompts)
+            logits = self._logits(policy, blanks)
             with span("sample"):
                 actions, logprobs = _draw(policy, [logits[g] for g, _ in rows], keys.to(policy.device), sampling)
         return [
-            self._rollout(policy, prompts[group], group, sample, actions[row], logprobs[row])
+            self._rollout(policy, blanks[group], group, sample, actions[row], logprobs[row])
             for row, (group, sample) in enumerate(rows)
         ]
 
     def every_answer(self, prompts: Sequence[Prompt], *, sampling: Sampling) -> list[Rollout]:
-        """A rollout for every label of every (encoded) prompt, in order, with its log-probability.
+        """A rollout for every label that may be drawn for every (encoded) prompt, in order, with its log-probability.
 
         Raises: ModelError where a row has several decisions, whose combinations are too many.
         """
         policy = self._loaded()
-        labels = range(len(policy.labels))
+        blanks = [policy.blank(prompt) for prompt in prompts]
         with torch.inference_mode():
-            found = self._logits(policy, prompts)
+            found = self._logits(policy, blanks)
             if any(len(logits) > 1 for logits in found):
                 raise ModelError("algorithm.expected lists every answer: too many where a row has several decisions")
             logprobs = [warp(logits, sampling).log_softmax(1)[0].tolist() for logits in found]
         return [
-            self._rollout(policy, prompt, group, label, [label], [logprobs[group][label]])
-            for group, prompt in enumerate(prompts)
-            for label in labels
+            self._rollout(policy, blank, group, label, [label], [logprob])
+            for group, blank in enumerate(blanks)
+            for label, logprob in enumerate(logprobs[group])
+            if logprob > -math.inf or math.isnan(logprob)
         ]
 
     def _loaded(self) -> SinglePassPolicy:
@@ -82,24 +84,23 @@ class SinglePassEngine:
     def _rollout(
         self,
         policy: SinglePassPolicy,
-        prompt: Prompt,
+        blank: Rollout,
         group: int,
         sample: int,
         actions: list[int],
         logprobs: list[float],
     ) -> Rollout:
         failure = None if all(map(math.isfinite, logprobs)) else "non-finite logits"
-        return policy.row(prompt, actions).replace(
+        return policy.filled(blank, actions).replace(
             group=group, sample=sample, engine_logprobs=tuple(logprobs), version=self.version, failure=failure
         )
 
-    def _logits(self, policy: SinglePassPolicy, prompts: Sequence[Prompt]) -> list[Tensor]:
-        """Logits [m, K] of the decisions of each prompt."""
-        if not prompts:
+    def _logits(self, policy: SinglePassPolicy, blanks: Sequence[Rollout]) -> list[Tensor]:
+        """Logits [m, K] of the decisions of each row."""
+        if not blanks:
             return []
-        blank = [policy.row(prompt, [0] * len(policy.positions(prompt))) for prompt in prompts]
-        batch = collate(blank)[0].to(policy.device)
-        found: list[Tensor] = [torch.empty(0)] * len(prompts)
+        batch = collate(blanks)[0].to(policy.device)
+        found: list[Tensor] = [torch.empty(0)] * len(blanks)
         with span("prefill"):
             for rows in policy.micro_batches(batch, max_tokens=_FORWARD_TOKENS):
                 piece = batch.select(rows)

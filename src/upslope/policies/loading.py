@@ -231,7 +231,7 @@ def load_model(
     Raises: ModelError naming what is missing or not loadable, and for a model that was trained for other labels.
     """
     head: dict[str, Any] = {}
-    if labels:
+    if labels and KINDS[kind].labelled:
         head = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     if name in TINY_NAMES:
         return tiny_model(name, dtype=dtype, auto=KINDS[kind].model, **head)
@@ -246,7 +246,8 @@ def load_model(
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             config = AutoConfig.from_pretrained(source, **options)
             headed = _headed(config, kind)
-            _check_labels(name, config, labels, headed=headed)
+            if KINDS[kind].labelled:
+                _check_labels(name, config, labels, headed=headed)
             options |= {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, **head}
             model, found = KINDS[kind].model.from_pretrained(source, output_loading_info=True, **options)
     except ModelError:
@@ -266,7 +267,9 @@ def _headed(config: Any, kind: str) -> bool:
 
 
 def _check_labels(name: str, config: Any, labels: Sequence[str], *, headed: bool) -> None:
-    """A head that was trained must have the task's labels, in their order."""
+    """A head that was trained must have the task's labels, in their order; a new one needs some."""
+    if not headed and not labels:
+        raise ModelError(f"model {name!r} has no head for labels, and the task names no labels to make one for")
     own = [config.id2label[index] for index in sorted(config.id2label)]
     if headed and labels and own != list(labels):
         raise ModelError(f"model {name!r} was trained to choose between {own}, but the task has {list(labels)}")

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from upslope.errors import DataError, ModelError
-from upslope.policies import layout
 from upslope.policies.linear_head import action_scores
 from upslope.policies.sampling import Sampling
 from upslope.policies.text import end_ids
@@ -50,12 +49,12 @@ class Seq2SeqPolicy(TransformersPolicy):
         if not self._base.config.is_encoder_decoder or self._base.get_output_embeddings() is None:
             raise ModelError(f"{type(self._base).__name__} is no encoder-decoder with an output head")
         generation = self._base.generation_config
-        configured = [
-            getattr(source, name, None)
-            for source in (generation, self._base.config)
-            for name in ("decoder_start_token_id", "bos_token_id")
-        ]
-        start = next((int(i) for i in (configured[0], configured[2], configured[1]) if i is not None), None)
+        configured = (
+            generation.decoder_start_token_id,
+            getattr(self._base.config, "decoder_start_token_id", None),
+            generation.bos_token_id,
+        )
+        start = next((int(i) for i in configured if i is not None), None)
         if start is None:
             raise ModelError(f"{type(self._base).__name__} names no decoder_start_token_id to begin with")
         forced = getattr(generation, "forced_bos_token_id", None)
@@ -65,6 +64,13 @@ class Seq2SeqPolicy(TransformersPolicy):
     def eos_ids(self) -> frozenset[int]:
         """Every id that ends a row."""
         return end_ids(self._base, self.tokenizer)
+
+    @property
+    def _eos_id(self) -> int:
+        """What ends a demonstration. Raises: ModelError when the tokenizer has no end of sequence."""
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError("the tokenizer has no end-of-sequence token, so no completion can be ended")
+        return int(self.tokenizer.eos_token_id)
 
     def encode(self, prompt: Prompt) -> Prompt:
         """The prompt with its source's tokens. Raises: DataError where there are none, or more than the model reads."""
@@ -90,7 +96,8 @@ class Seq2SeqPolicy(TransformersPolicy):
         written = tuple(int(i) for i in self.tokenizer(text_target=completion, verbose=False)["input_ids"])
         forced = self.start[1:]
         actions = written[len(forced) :] if written[: len(forced)] == forced else written
-        actions = actions if actions and actions[-1] in self.eos_ids else (*actions, min(self.eos_ids))
+        if not actions or actions[-1] not in self.eos_ids:
+            actions = (*actions, self._eos_id)
         room = self.room(prompt)
         if room is not None and len(actions) > room:
             raise DataError(
@@ -119,11 +126,20 @@ class Seq2SeqPolicy(TransformersPolicy):
         )
 
     def micro_batches(self, batch: Batch, *, max_tokens: int) -> list[Tensor]:
-        """Row indices of pieces that compute at most max_tokens tokens each: the source's and the decoder's, padded."""
+        """Row indices of pieces that compute at most max_tokens tokens each: the source's and the decoder's, padded.
+
+        Every row counts with its source, though equal sources are encoded once: each has its own cross-attention. A
+        longer row stands alone.
+        """
         assert batch.source_lengths is not None
-        widths = (batch.row_lengths + batch.source_lengths).tolist()
-        found = [layout.Segment((row,), width, (width,)) for row, width in enumerate(widths)]
-        return [torch.tensor(rows) for rows in layout.plan(found, max_tokens=max_tokens, packed=False)]
+        lengths = torch.stack([batch.source_lengths, batch.row_lengths], 1).cpu()
+        pieces: list[list[int]] = []
+        for row in lengths.sum(1).argsort(descending=True, stable=True).tolist():
+            if pieces and (len(pieces[-1]) + 1) * int(lengths[[*pieces[-1], row]].amax(0).sum()) <= max_tokens:
+                pieces[-1].append(row)
+            else:
+                pieces.append([row])
+        return [torch.tensor(rows) for rows in pieces]
 
     def score(self, batch: Batch, *, sampling: Sampling, entropy: bool = False, values: bool = False) -> Scores:
         """Log-probabilities [M] of the actions, and on request entropy [M], values [M] and bootstrap [B].

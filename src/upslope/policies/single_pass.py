@@ -63,19 +63,24 @@ class SinglePassPolicy(TransformersPolicy):
         """No limit: nothing is written."""
         return None
 
-    def row(self, prompt: Prompt, actions: Sequence[int]) -> Rollout:
-        """An encoded prompt with these decisions, of log-probability 0, as a rollout."""
+    def blank(self, prompt: Prompt) -> Rollout:
+        """An encoded prompt as a rollout of log-probability 0 in which every decision is still the first label."""
+        positions = self.positions(prompt)
         return Rollout(
             prompt=prompt,
             group=0,
             sample=0,
             tokens=prompt.tokens,
-            actions=tuple(actions),
-            positions=self.positions(prompt),
-            engine_logprobs=(0.0,) * len(actions),
-            text=self.describe(actions),
+            actions=(0,) * len(positions),
+            positions=positions,
+            engine_logprobs=(0.0,) * len(positions),
+            text="",
             stop_reason="action",
         )
+
+    def filled(self, blank: Rollout, actions: Sequence[int]) -> Rollout:
+        """A rollout with these decisions, and with their labels as its text."""
+        return blank.replace(actions=tuple(actions), text=self.describe(actions))
 
     def demonstration(self, prompt: Prompt, completion: Any) -> Rollout:
         """The prompt with the labels it should get, one of them or a list.
@@ -83,18 +88,17 @@ class SinglePassPolicy(TransformersPolicy):
         Raises: DataError for a label that the model does not know or that may not follow the one before it, or where
         their number is not that of the decisions.
         """
-        encoded = self.encode(prompt)
+        blank = self.blank(self.encode(prompt))
         wanted = [completion] if isinstance(completion, str) else list(completion)
         known = {label: index for index, label in enumerate(self.labels)}
         for label in wanted:
             if label not in known:
                 _unknown(prompt, label, self.labels)
-        decisions = len(self.positions(encoded))
-        if len(wanted) != decisions:
-            raise DataError(f"prompt {prompt.id} has {len(wanted)} labels for {decisions} decisions")
+        if len(wanted) != len(blank.actions):
+            raise DataError(f"prompt {prompt.id} has {len(wanted)} labels for {len(blank.actions)} decisions")
         actions = [known[label] for label in wanted]
         self._check_order(prompt, wanted, actions)
-        return self.row(encoded, actions)
+        return self.filled(blank, actions)
 
     def _check_order(self, prompt: Prompt, labels: Sequence[str], actions: Sequence[int]) -> None:
         if self.transitions is None:

@@ -204,18 +204,19 @@ class Run:
         return sorted(self.checkpoints_path.glob("step-*"))
 
     def load_model(self, **options: Any) -> Any:
-        """The final model as `AutoModelForCausalLM.from_pretrained(run.model_path, **options)` gives it.
+        """The final model as `from_pretrained(run.model_path, **options)` gives it, of the class it was saved as.
 
         Raises: ModelError while the run has none.
         """
         if not (self.model_path / "config.json").is_file():
             raise ModelError(f"{self.folder} has no final model yet: {self.model_path} is written when training ends")
-        from transformers import AutoModelForCausalLM
+        import transformers
 
         from upslope.policies.quiet import quiet_transformers
 
         with quiet_transformers():
-            return AutoModelForCausalLM.from_pretrained(self.model_path, **options)
+            (name,) = transformers.AutoConfig.from_pretrained(self.model_path).architectures
+            return getattr(transformers, name).from_pretrained(self.model_path, **options)
 
     def __repr__(self) -> str:
         history = self.history()

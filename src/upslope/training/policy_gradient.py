@@ -145,9 +145,12 @@ def charge_kl(session: Session, batch: Batch, coef: float) -> tuple[Batch, dict[
         return batch, {}
     policy = batch.engine_logprobs if batch.old_logprobs is None else batch.old_logprobs
     kl = estimators.kl_estimate(policy, batch.ref_logprobs, estimator="k1")
+    row_kl = estimators.row_sum(kl, batch.num_actions)
+    likelihood = estimators.row_sum(batch.engine_logprobs, batch.num_actions).exp()
+    shares = likelihood if settings.expected else torch.ones_like(likelihood)
     metrics: dict[str, float | str] = {
-        "kl": float(kl.mean()),
-        "kl_row": float(estimators.row_sum(kl, batch.num_actions).mean()),
+        "kl": float((shares * row_kl).sum() / (shares * batch.num_actions).sum()),
+        "kl_row": float((shares * row_kl).sum() / shares.sum()),
         "kl_coef": coef,
     }
     if settings.kl == "reward":

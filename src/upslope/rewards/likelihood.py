@@ -1,0 +1,117 @@
+"""How likely a language model finds what was written. Imports no torch before a model is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from upslope.errors import RewardError
+
+if TYPE_CHECKING:
+    from upslope.policies.causal import CausalPolicy
+    from upslope.records import Rollout
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A batch function: log-probabilities of completions under a causal language model; made by `likelihood`.
+
+    The model is loaded once a process. Where the function is rebuilt in the reward worker that happens while the worker
+    starts, so that neither the time a row may take nor its memory has to cover it.
+    """
+
+    model: str
+    per_token: bool
+    given_prompt: bool
+    max_tokens: int
+    device: str
+
+    __name__ = "likelihood"  # of instances: what the term is called
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _load(self.model, self.device)
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
+        """One number a row, in nats; NaN, for which the row is dropped and counted, where the model's context is too
+        short."""
+        policy = _load(self.model, self.device)
+        texts = [text if isinstance(text, str) else text[0]["content"] for text in completions]
+        rows = [self._row(policy, *pair) for pair in zip(prompts, texts, strict=True)]
+        fitting = [row for row in rows if row is not None]
+        sums = iter(_logprobs(policy, _grouped(fitting), max_tokens=self.max_tokens))
+        return [
+            math.nan if row is None else next(sums) / (len(row.actions) if self.per_token else 1) for row in rows
+        ]
+
+    def _row(self, policy: CausalPolicy, prompt: Any, text: str) -> Rollout | None:
+        """The text and its end as actions after the prompt; None where the model cannot read all of it."""
+        from upslope.records import Prompt
+
+        tokenizer = policy.tokenizer
+        if tokenizer.eos_token_id is None:
+            raise RewardError(f"the tokenizer of {self.model!r} has no end of sequence; take another model")
+        if self.given_prompt:
+            encoded = policy.encode(Prompt(0, prompt if isinstance(prompt, str) else tuple(prompt)))
+        else:
+            first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+            encoded = Prompt(0, "", tokens=(first,))
+        actions = (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+        room = policy.room(encoded)
+        if room is not None and len(actions) > room:
+            return None
+        return policy.row(encoded, actions, (0.0,) * len(actions), text=text, stop_reason="eos")
+
+
+def likelihood(
+    model: str, *, per_token: bool = True, given_prompt: bool = True, max_tokens: int = 4096, device: str = "cpu"
+) -> Likelihood:
+    """log p(completion and its end | prompt) in nats under a causal model: the mean over tokens, or their sum.
+
+    model is a folder, a hub id or an embedded name. given_prompt False reads the completion alone, for how fluent it is;
+    its end counts, so nothing at all is no way out, and a cut text is charged for ending there. A chat goes through
+    the model's own template. max_tokens are computed at a time.
+    Raises: ModelError or DependencyError where an embedded model cannot be fetched; as the worker starts, RewardError
+    where a model cannot be loaded.
+    """
+    from upslope.policies.loading import load_source
+
+    return Likelihood(load_source(model), per_token, given_prompt, max_tokens, device)
+
+
+@cache
+def _load(model: str, device: str) -> CausalPolicy:
+    from upslope.policies.loading import load_policy
+
+    held: Mapping[str, Any] = {"critic": None, "keep_reference": False, "lora": None, "gradient_checkpointing": False}
+    return load_policy(model, dtype="float32", freeze=(), device=device, seed=0, **held)  # type: ignore[return-value]
+
+
+def _grouped(rows: Sequence[Rollout]) -> list[Rollout]:
+    """The rows, with those of one prompt in one group, for which it is computed once."""
+    groups: dict[tuple[int, ...], int] = {}
+    return [row.replace(group=groups.setdefault(row.prompt.tokens, len(groups))) for row in rows]
+
+
+def _logprobs(policy: CausalPolicy, rows: Sequence[Rollout], *, max_tokens: int) -> list[float]:
+    """The log-probability of each row's actions."""
+    import torch
+
+    from upslope.policies.sampling import Sampling
+    from upslope.records import collate
+
+    if not rows:
+        return []
+    batch = collate(rows)[0].to(policy.device)
+    plain = Sampling(temperature=1.0, top_k=None, top_p=None, max_new_tokens=1, stop=())
+    found = [0.0] * len(rows)
+    with torch.inference_mode():
+        for picked in policy.micro_batches(batch, max_tokens=max_tokens):
+            piece = batch.select(picked)
+            scored = piece.split_rows(policy.score(piece, sampling=plain).logprobs)
+            for row, logprobs in zip(picked.tolist(), scored, strict=True):
+                found[row] = float(logprobs.double().sum())
+    return found
