@@ -1,4 +1,4 @@
-"""An English-German translator with random weights, and a vocabulary learnt from the data: the start of a run from scratch.
+"""An English-German translator with random weights and a vocabulary learnt from the data, to train from scratch.
 
     python examples/translation/make_model.py $UPSLOPE_DATA/data/multi30k_en_de/train.jsonl runs/translation_model
 

@@ -9,37 +9,75 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from upslope.rewards.likelihood import likelihood as likelihood
     from upslope.rewards.numbers import brevity as brevity
     from upslope.rewards.numbers import closeness as closeness
     from upslope.rewards.numbers import correct as correct
     from upslope.rewards.numbers import digits_right as digits_right
     from upslope.rewards.numbers import ended as ended
     from upslope.rewards.numbers import last_number as last_number
+    from upslope.rewards.overlap import CorpusScore as CorpusScore
+    from upslope.rewards.overlap import bleu as bleu
+    from upslope.rewards.overlap import chrf as chrf
+    from upslope.rewards.overlap import corpus_bleu as corpus_bleu
+    from upslope.rewards.overlap import corpus_chrf as corpus_chrf
+    from upslope.rewards.overlap import one_minus_ter as one_minus_ter
+    from upslope.rewards.overlap import rouge_1 as rouge_1
+    from upslope.rewards.overlap import rouge_2 as rouge_2
+    from upslope.rewards.overlap import rouge_l as rouge_l
     from upslope.rewards.rules import contains as contains
+    from upslope.rewards.rules import cost_matrix as cost_matrix
+    from upslope.rewards.rules import ends_with as ends_with
     from upslope.rewards.rules import exact_match as exact_match
+    from upslope.rewards.rules import json_parsable as json_parsable
     from upslope.rewards.rules import length_penalty as length_penalty
     from upslope.rewards.rules import numeric_answer as numeric_answer
     from upslope.rewards.rules import overlong_penalty as overlong_penalty
     from upslope.rewards.rules import regex_match as regex_match
+    from upslope.rewards.rules import repetition_penalty as repetition_penalty
+    from upslope.rewards.rules import starts_with as starts_with
     from upslope.rewards.scorer import Scorer as Scorer
     from upslope.rewards.scorer import count_failures as count_failures
+    from upslope.rewards.spans import find_spans as find_spans
+    from upslope.rewards.spans import span_credit as span_credit
+    from upslope.rewards.spans import span_f1 as span_f1
+    from upslope.rewards.spans import tag_accuracy as tag_accuracy
     from upslope.rewards.terms import RewardTerm as RewardTerm
 
 _HOME_OF = {
+    "likelihood": "likelihood",
     "brevity": "numbers",
     "closeness": "numbers",
     "correct": "numbers",
     "digits_right": "numbers",
     "ended": "numbers",
     "last_number": "numbers",
+    "CorpusScore": "overlap",
+    "bleu": "overlap",
+    "chrf": "overlap",
+    "corpus_bleu": "overlap",
+    "corpus_chrf": "overlap",
+    "one_minus_ter": "overlap",
+    "rouge_1": "overlap",
+    "rouge_2": "overlap",
+    "rouge_l": "overlap",
     "contains": "rules",
+    "cost_matrix": "rules",
+    "ends_with": "rules",
     "exact_match": "rules",
+    "json_parsable": "rules",
     "length_penalty": "rules",
     "numeric_answer": "rules",
     "overlong_penalty": "rules",
     "regex_match": "rules",
+    "repetition_penalty": "rules",
+    "starts_with": "rules",
     "Scorer": "scorer",
     "count_failures": "scorer",
+    "find_spans": "spans",
+    "span_credit": "spans",
+    "span_f1": "spans",
+    "tag_accuracy": "spans",
     "RewardTerm": "terms",
 }
 

@@ -42,10 +42,8 @@ class Likelihood:
         texts = [text if isinstance(text, str) else text[0]["content"] for text in completions]
         rows = [self._row(policy, *pair) for pair in zip(prompts, texts, strict=True)]
         fitting = [row for row in rows if row is not None]
-        sums = iter(_logprobs(policy, _grouped(fitting), max_tokens=self.max_tokens))
-        return [
-            math.nan if row is None else next(sums) / (len(row.actions) if self.per_token else 1) for row in rows
-        ]
+        sums = iter(_logprobs(policy, fitting, max_tokens=self.max_tokens))
+        return [math.nan if row is None else next(sums) / (len(row.actions) if self.per_token else 1) for row in rows]
 
     def _row(self, policy: CausalPolicy, prompt: Any, text: str) -> Rollout | None:
         """The text and its end as actions after the prompt; None where the model cannot read all of it."""
@@ -88,12 +86,6 @@ def _load(model: str, device: str) -> CausalPolicy:
 
     held: Mapping[str, Any] = {"critic": None, "keep_reference": False, "lora": None, "gradient_checkpointing": False}
     return load_policy(model, dtype="float32", freeze=(), device=device, seed=0, **held)  # type: ignore[return-value]
-
-
-def _grouped(rows: Sequence[Rollout]) -> list[Rollout]:
-    """The rows, with those of one prompt in one group, for which it is computed once."""
-    groups: dict[tuple[int, ...], int] = {}
-    return [row.replace(group=groups.setdefault(row.prompt.tokens, len(groups))) for row in rows]
 
 
 def _logprobs(policy: CausalPolicy, rows: Sequence[Rollout], *, max_tokens: int) -> list[float]:

@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from upslope.errors import RewardError
+from upslope.rewards.columns import RowReward, needing, references, value_of
 from upslope.rewards.numbers import last_number, to_number
-
-RowReward = Callable[..., float]
 
 
 def exact_match(column: str = "answer", *, ignore_case: bool = False) -> RowReward:
-    """1 where the completion equals the column, blank space at the ends aside, else 0."""
+    """1 where the completion equals the column (one of the texts in it), blank space at the ends aside, else 0."""
+
+    def plain(text: str) -> str:
+        return text.strip().casefold() if ignore_case else text.strip()
 
     def exact_match(completion: str, **columns: Any) -> float:
-        pair = completion.strip(), str(_reference(columns, column)).strip()
-        return float(pair[0].casefold() == pair[1].casefold() if ignore_case else pair[0] == pair[1])
+        return float(any(plain(completion) == plain(text) for text in references(columns, column)))
 
-    return _needing(column, exact_match)
+    return needing(column, exact_match)
 
 
 def numeric_answer(column: str = "answer") -> RowReward:
     """1 where the last number written equals the last number in the column (`#### 1,200` is 1200), else 0."""
 
     def numeric_answer(completion: str, **columns: Any) -> float:
-        return float(last_number(completion) == to_number(_reference(columns, column)))
+        return float(last_number(completion) == to_number(value_of(columns, column)))
 
-    return _needing(column, numeric_answer)
+    return needing(column, numeric_answer)
 
 
 def contains(column: str = "answer", *, ignore_case: bool = False) -> RowReward:
-    """1 where the completion contains the column's text, else 0."""
+    """1 where the completion contains the column's text (one of the texts in it), else 0."""
+
+    def plain(text: str) -> str:
+        return text.casefold() if ignore_case else text
 
     def contains(completion: str, **columns: Any) -> float:
-        part = str(_reference(columns, column))
-        return float(part.casefold() in completion.casefold() if ignore_case else part in completion)
+        return float(any(plain(text) in plain(completion) for text in references(columns, column)))
 
-    return _needing(column, contains)
+    return needing(column, contains)
 
 
 def regex_match(pattern: str, *, full: bool = False) -> RowReward:
@@ -86,13 +91,71 @@ def overlong_penalty(max_tokens: int, cache_tokens: int) -> RowReward:
     return overlong_penalty
 
 
-def _needing(column: str, rule: RowReward) -> RowReward:
-    """The rule, marked with the column it compares with, so that a task can tell at once whether there is one."""
-    rule.columns = (column,)  # type: ignore[attr-defined]
-    return rule
+def repetition_penalty(n: int = 3) -> RowReward:
+    """-(share of the row's n-grams of generated tokens that stand in it earlier as well); 0 where all are new.
+
+    Raises: RewardError unless n >= 1.
+    """
+    if n < 1:
+        raise RewardError(f"repetition_penalty got n={n}; an n-gram has at least 1 token")
+
+    def repetition_penalty(completion: str, completion_ids: Sequence[int]) -> float:  # noqa: ARG001 (a row function)
+        grams = list(zip(*(completion_ids[start:] for start in range(n)), strict=False))
+        return len(set(grams)) / len(grams) - 1.0 if grams else 0.0
+
+    return repetition_penalty
 
 
-def _reference(columns: dict[str, Any], column: str) -> Any:
-    if column not in columns:
-        raise RewardError(f"there is no column {column!r} to compare with")
-    return columns[column]
+def starts_with(text: str) -> RowReward:
+    """1 where the completion begins with the text, blank space before it aside, else 0."""
+
+    def starts_with(completion: str) -> float:
+        return float(completion.lstrip().startswith(text.lstrip()))
+
+    return starts_with
+
+
+def ends_with(text: str) -> RowReward:
+    """1 where the completion ends with the text, blank space behind it aside, else 0."""
+
+    def ends_with(completion: str) -> float:
+        return float(completion.rstrip().endswith(text.rstrip()))
+
+    return ends_with
+
+
+def json_parsable(keys: Sequence[str] = ()) -> RowReward:
+    """1 where the completion is one JSON value (RFC 8259), and an object with all the keys where some are given."""
+
+    def json_parsable(completion: str) -> float:
+        try:
+            value = json.loads(completion, parse_constant=_refuse, parse_int=float)  # int() ends at 4300 digits
+        except (ValueError, RecursionError):
+            return 0.0
+        return float(not keys or (isinstance(value, dict) and all(key in value for key in keys)))
+
+    return json_parsable
+
+
+def cost_matrix(column: str = "label", *, table: Mapping[str, Mapping[str, float]] | None = None) -> RowReward:
+    """table[true label][chosen label]; where the table is silent, 1 for the right label and 0 for any other.
+
+    The completion is the chosen label. {"spam": {"ham": -5}} charges 5 for spam that is let through.
+    Raises: RewardError where an entry is no finite number.
+    """
+    entries = {str(true): dict(row) for true, row in (table or {}).items()}
+    for true, row in entries.items():
+        for chosen, earned in row.items():
+            if not isinstance(earned, int | float) or not math.isfinite(earned):
+                raise RewardError(f"cost_matrix has {earned!r} for {true!r} taken for {chosen!r}; give a finite number")
+
+    def cost_matrix(completion: str, **columns: Any) -> float:
+        true, chosen = str(value_of(columns, column)).strip(), completion.strip()
+        return float(entries.get(true, {}).get(chosen, true == chosen))
+
+    cost_matrix.labels = frozenset({*entries, *(chosen for row in entries.values() for chosen in row)})  # type: ignore[attr-defined]
+    return needing(column, cost_matrix)
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is Python's, not JSON's")

@@ -6,9 +6,7 @@ on while I-X follow. Anything but B-X and I-X lies outside of spans. Imports no 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from upslope.errors import RewardError
@@ -16,36 +14,6 @@ from upslope.rewards.columns import RowReward, needing, value_of
 
 Span: TypeAlias = tuple[str, int, int]
 ActionRewards = Callable[..., list[float]]
-
-
-@dataclass(frozen=True, slots=True)
-class SpanCounts:
-    """Numbers of spans: predicted rightly (the same type, first and last word), predicted at all, and true ones.
-
-    Counts of pieces add up to those of the whole. precision, recall and f1 are 0 where they would divide by 0.
-    """
-
-    right: int = 0
-    predicted: int = 0
-    true: int = 0
-
-    def __add__(self, other: SpanCounts) -> SpanCounts:
-        return SpanCounts(self.right + other.right, self.predicted + other.predicted, self.true + other.true)
-
-    @property
-    def precision(self) -> float:
-        """Share of the predicted spans that are right."""
-        return self.right / self.predicted if self.predicted else 0.0
-
-    @property
-    def recall(self) -> float:
-        """Share of the true spans that were found."""
-        return self.right / self.true if self.true else 0.0
-
-    @property
-    def f1(self) -> float:
-        """2 right / (predicted + true), the harmonic mean of precision and recall."""
-        return 2 * self.right / (self.predicted + self.true) if self.predicted + self.true else 0.0
 
 
 def find_spans(tags: Sequence[str]) -> list[Span]:
@@ -61,22 +29,6 @@ def find_spans(tags: Sequence[str]) -> list[Span]:
         if name and not kind:
             kind, start = name, place
     return found
-
-
-def count_spans(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> dict[str, SpanCounts]:
-    """Spans of many rows of tags by type, types in alphabetical order; their sum from `SpanCounts()` is the micro average.
-
-    Raises: RewardError when there are not as many rows of each, or a true tag is neither O, B-X nor I-X.
-    """
-    if len(predicted) != len(true):
-        raise RewardError(f"there are {len(predicted)} rows of predicted and {len(true)} of true tags; give as many")
-    counts: tuple[Counter[str], Counter[str], Counter[str]] = (Counter(), Counter(), Counter())
-    for ours, theirs in zip(predicted, true, strict=True):
-        found, wanted = set(find_spans(ours)), set(find_spans(_bio(theirs, "of true tags")))
-        for counter, spans in zip(counts, (found & wanted, found, wanted), strict=True):
-            counter.update(kind for kind, _, _ in spans)
-    right, said, there = counts
-    return {kind: SpanCounts(right[kind], said[kind], there[kind]) for kind in sorted({*said, *there})}
 
 
 def span_f1(column: str = "tags") -> RowReward:
@@ -133,7 +85,7 @@ def tag_accuracy(column: str = "tags") -> ActionRewards:
 
 
 def _row_f1(right: int, predicted: int, true: int) -> float:
-    """As SpanCounts.f1, but 1 for a row that rightly has nothing: else the only perfect answer would earn the least."""
+    """2 right / (predicted + true), and 1 for a row that rightly has nothing: the only perfect answer to it."""
     return 2 * right / (predicted + true) if predicted + true else 1.0
 
 

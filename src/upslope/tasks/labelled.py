@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from upslope.errors import DataError, RecipeError
 from upslope.records import Prompt
-from upslope.rewards.overlap import span_f1
 from upslope.rewards.rules import exact_match
+from upslope.rewards.spans import span_f1
 from upslope.tasks.noise import flip_labels, misspell
 from upslope.tasks.prompts import EVAL_IDS, UnusableError
 from upslope.tasks.readers import read_prompts

@@ -11,7 +11,8 @@ from typing import Any
 
 from upslope.errors import RecipeError
 from upslope.recipe import Recipe
-from upslope.rewards import numbers, rules
+from upslope.rewards import numbers, overlap, rules, spans
+from upslope.rewards.likelihood import likelihood
 from upslope.rewards.terms import RewardTerm, parameters
 from upslope.tasks.arithmetic import arithmetic
 from upslope.tasks.files import from_file
@@ -32,14 +33,29 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 RULES: dict[str, Callable[..., Any]] = {
+    "bleu": overlap.bleu,
+    "chrf": overlap.chrf,
     "contains": rules.contains,
+    "cost_matrix": rules.cost_matrix,
+    "ends_with": rules.ends_with,
     "exact_match": rules.exact_match,
+    "json_parsable": rules.json_parsable,
     "length_penalty": rules.length_penalty,
+    "likelihood": likelihood,
     "numeric_answer": rules.numeric_answer,
+    "one_minus_ter": overlap.one_minus_ter,
     "overlong_penalty": rules.overlong_penalty,
     "regex_match": rules.regex_match,
+    "repetition_penalty": rules.repetition_penalty,
+    "rouge_1": overlap.rouge_1,
+    "rouge_2": overlap.rouge_2,
+    "rouge_l": overlap.rouge_l,
+    "span_credit": spans.span_credit,
+    "span_f1": spans.span_f1,
+    "starts_with": rules.starts_with,
+    "tag_accuracy": spans.tag_accuracy,
 }
-"""Factories of row functions, called with the options of the recipe."""
+"""Factories of reward functions, called with the options of the recipe."""
 
 FUNCTIONS: dict[str, Callable[..., float]] = {
     "brevity": numbers.brevity,
