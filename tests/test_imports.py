@@ -31,6 +31,8 @@ OPTIONAL = {  # the one module that may import each, inside a function
     "datasets": "tasks/readers.py",
     "pyarrow": "tasks/readers.py",
     "reasoning_gym": "tasks/reasoning_gym.py",
+    "sacrebleu": "rewards/overlap.py",
+    "rouge_score": "rewards/overlap.py",
     "wandb": "report/trackers.py",
     "mlflow": "report/trackers.py",
     "vllm": "engines/vllm.py",

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from upslope.errors import DataError, DependencyError
+from upslope.errors import DataError
 from upslope.evaluation.intervals import Interval
 from upslope.records import Rollout
+from upslope.rewards import find_spans
 
 _RESAMPLES = 2_000
 _BINS = 10
@@ -156,13 +157,8 @@ def _decision_counts(pairs: Sequence[tuple[np.ndarray, np.ndarray]], classes: in
 
 def _entity_table(rollouts: Sequence[Rollout], column: str, seed: int) -> F1Table:
     """Scores of whole spans by type, as seqeval counts them: right when type, beginning and end are."""
-    try:
-        from seqeval.metrics.sequence_labeling import get_entities
-    except ImportError as error:
-        raise DependencyError("seqeval", "overlap") from error
     spans = [
-        (set(get_entities(list(rollout.prompt.columns[column]))), set(get_entities(rollout.text.split())))
-        for rollout in rollouts
+        (set(find_spans(rollout.prompt.columns[column])), set(find_spans(rollout.text.split()))) for rollout in rollouts
     ]
     types = sorted({span[0] for both in spans for one in both for span in one})
     if not types:

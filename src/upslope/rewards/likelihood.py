@@ -69,9 +69,9 @@ def likelihood(
 ) -> Likelihood:
     """log p(completion and its end | prompt) in nats under a causal model: the mean over tokens, or their sum.
 
-    model is a folder, a hub id or an embedded name. given_prompt False reads the completion alone, for how fluent it is;
-    its end counts, so nothing at all is no way out, and a cut text is charged for ending there. A chat goes through
-    the model's own template. max_tokens are computed at a time.
+    model is a folder, a hub id or an embedded name. given_prompt False reads the completion alone, for how fluent
+    it is. The end counts: writing nothing is no way out, and a cut text is charged for ending there. A chat goes
+    through the model's own template. max_tokens are computed at a time.
     Raises: ModelError or DependencyError where an embedded model cannot be fetched; as the worker starts, RewardError
     where a model cannot be loaded.
     """

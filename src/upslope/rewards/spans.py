@@ -34,7 +34,7 @@ def find_spans(tags: Sequence[str]) -> list[Span]:
 def span_f1(column: str = "tags") -> RowReward:
     """2 right / (predicted + true) over the row's spans; 1 where there is none and none is predicted.
 
-    The column holds the true tags, a list or a text of tags one blank apart. Predicted tags beyond them can only be wrong.
+    The column holds the true tags, a list or a text of tags one blank apart. Spans predicted beyond them are wrong.
     Source: seqeval's `f1_score(..., zero_division=1)`; Ramshaw & Marcus 1995.
     """
 

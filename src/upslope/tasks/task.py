@@ -28,7 +28,7 @@ class Task:
     `rollout.metrics[task.metric_name]`. skipped counts data lines left out, by reason.
 
     Raises: DataError when there is no prompt, one is unusable, or two share an id; RewardError when a function has
-    neither shape or needs a column that no prompt has.
+    neither shape, needs a column that no prompt has, or names a label that there is not.
     """
 
     prompts: Sequence[Any]
@@ -57,6 +57,7 @@ class Task:
         _check_prompts(self.name, prompts, eval_prompts)
         for term in terms:
             _check_columns(term, prompts)
+            _check_labels(term, self.labels)
 
 
 def _term(reward: Reward) -> RewardTerm:
@@ -87,6 +88,15 @@ def _check_prompts(name: str, prompts: Sequence[Prompt], eval_prompts: Sequence[
                 "for it decides the random numbers"
             )
         seen.add(prompt.id)
+
+
+def _check_labels(term: RewardTerm, labels: Sequence[str]) -> None:
+    """A label that a reward treats apart has to be one of the task's, else its entry would silently never count."""
+    unknown = sorted(getattr(term.function, "labels", frozenset()) - set(labels)) if labels else []
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], labels, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(labels)}"
+        raise RewardError(f"reward {term.name!r} names the label {unknown[0]!r}, which the task does not have; {hint}")
 
 
 def _check_columns(term: RewardTerm, prompts: Sequence[Prompt]) -> None:
