@@ -181,8 +181,7 @@ class AlgorithmSettings(_Section):
             ),
             (
                 self.expected and critic,
-                "expected leaves no variance for a critic to lower: set baseline to 'none', 'batch_mean' or 'running_mean', "
-                "and credit to 'return'",
+                "expected leaves no variance for a critic to lower: set baseline to 'batch_mean' and credit to 'return'",
             ),
             (
                 self.credit in ("n_step", "gae") and not critic,

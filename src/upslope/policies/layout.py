@@ -123,7 +123,8 @@ def _split(segment: Segment, max_tokens: int) -> list[Segment]:
     rows: list[int] = []
     lengths: list[int] = []
     for row, length in zip(segment.rows, segment.lengths, strict=True):
-        if rows and Segment(tuple(rows), segment.prefix, (*lengths, length)).width > max_tokens:
+        more = length > segment.prefix  # a row that is all prefix costs nothing more
+        if rows and more and Segment(tuple(rows), segment.prefix, (*lengths, length)).width > max_tokens:
             pieces.append(Segment(tuple(rows), segment.prefix, tuple(lengths)))
             rows, lengths = [], []
         rows.append(row)

@@ -42,7 +42,8 @@ from upslope.policies.transformers_policy import TransformersPolicy
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of policy: its class, Transformers' class of its models, and peft's name for what they do.
+    """A kind of policy: its class, Transformers' class of its models, and peft's name for what they do (as TOKEN_CLS
+    peft would adapt the head, which it also trains as a whole, and refuse).
 
     labelled: the model's head has one output a label of the task.
     """
@@ -57,7 +58,7 @@ KINDS: Mapping[str, Kind] = {
     "causal": Kind(CausalPolicy, AutoModelForCausalLM, "CAUSAL_LM", labelled=False),
     "classifier": Kind(ClassifierPolicy, AutoModelForSequenceClassification, "SEQ_CLS", labelled=True),
     "seq2seq": Kind(Seq2SeqPolicy, AutoModelForSeq2SeqLM, "SEQ_2_SEQ_LM", labelled=False),
-    "tagger": Kind(TaggerPolicy, AutoModelForTokenClassification, "TOKEN_CLS", labelled=True),
+    "tagger": Kind(TaggerPolicy, AutoModelForTokenClassification, "SEQ_CLS", labelled=True),
 }
 
 
