@@ -13,14 +13,19 @@ from upslope.rewards import (
     closeness,
     contains,
     correct,
+    cost_matrix,
     digits_right,
     ended,
+    ends_with,
     exact_match,
+    json_parsable,
     last_number,
     length_penalty,
     numeric_answer,
     overlong_penalty,
     regex_match,
+    repetition_penalty,
+    starts_with,
 )
 
 
@@ -114,6 +119,82 @@ def test_exact_match_contains_regex():
         regex_match("(")
     with pytest.raises(RewardError, match="no column 'label'"):
         exact_match("label")(completion="x", answer="y")
+
+
+def test_a_list_holds_several_references():
+    assert exact_match()(completion="Paris ", answer=["the city", "Paris"]) == 1.0
+    assert exact_match()(completion="Par", answer=["the city", "Paris"]) == 0.0
+    assert contains(ignore_case=True)(completion="In PARIS.", answer=["Rome", "Paris"]) == 1.0
+    assert contains()(completion="In London.", answer=["Rome", "Paris"]) == 0.0
+    for rule in (exact_match(), contains()):
+        with pytest.raises(RewardError, match="empty list; give at least one reference"):
+            rule(completion="None", answer=[])
+        with pytest.raises(RewardError, match="no column 'answer' to compare with"):
+            rule(completion="None", answer=None)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a": [1, 2.5e3, null]}', 1.0),
+        (' "text"\n', 1.0),
+        ("9" * 5000, 1.0),
+        ("{'a': 1}", 0.0),
+        ('{"a": 1,}', 0.0),
+        ('{"a": 1} so', 0.0),
+        ("NaN", 0.0),
+        ("[-Infinity]", 0.0),
+        ("", 0.0),
+        ("[" * 200_000, 0.0),
+    ],
+)
+def test_json_parsable(text, value):
+    """RFC 8259, whose numbers are as long as one likes, and never NaN."""
+    assert json_parsable()(completion=text) == value
+
+
+def test_json_with_keys():
+    rule = json_parsable(keys=["name", "age"])
+    texts = ('{"name": "x", "age": 3, "more": 1}', '{"name": "x"}', '["name", "age"]', '"name age"')
+    assert [rule(completion=text) for text in texts] == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_beginnings_and_ends():
+    assert [starts_with("<think>")(completion=text) for text in ("\n<think>a", "a<think>", "")] == [1.0, 0.0, 0.0]
+    assert [ends_with("</answer>")(completion=text) for text in ("a</answer>\n", "</answer>a", "")] == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("ids", "n", "share"),
+    [
+        ([1, 2, 3], 1, 0),
+        ([1, 1, 1, 1], 1, 3 / 4),
+        ([1, 2, 1, 2, 1], 2, 2 / 4),
+        ([1, 2, 1, 2, 1], 3, 1 / 3),
+        ([1, 2], 3, 0),
+        ([], 1, 0),
+    ],
+)
+def test_repetition_penalty_is_the_share_of_ngrams_seen_before(ids, n, share):
+    assert repetition_penalty(n)(completion="", completion_ids=ids) == pytest.approx(-share)
+
+
+def test_repetition_needs_an_ngram():
+    with pytest.raises(RewardError, match="at least 1 token"):
+        repetition_penalty(0)
+
+
+def test_cost_matrix():
+    """What stands in the table by true and chosen label, else right or wrong."""
+    rule = cost_matrix(table={"spam": {"ham": -5}, "ham": {"ham": 0.5}})
+    earned = {
+        (true, chosen): rule(completion=chosen, label=true) for true in ("spam", "ham") for chosen in ("spam", "ham")
+    }
+    assert earned == {("spam", "spam"): 1.0, ("spam", "ham"): -5.0, ("ham", "spam"): 0.0, ("ham", "ham"): 0.5}
+    assert [cost_matrix("kind")(completion=chosen, kind="b") for chosen in "abc"] == [0.0, 1.0, 0.0]
+    for entry in ("-5", float("nan"), None):
+        with pytest.raises(RewardError, match="'spam' taken for 'ham'; give a finite number"):
+            cost_matrix(table={"spam": {"ham": entry}})
 
 
 def test_numeric_answer():

@@ -4,9 +4,11 @@ import sys
 
 import pytest
 
+from upslope import rewards
 from upslope.errors import RecipeError
 from upslope.rewards import RewardTerm, correct
 from upslope.tasks import Task, load_function, load_task, load_terms
+from upslope.tasks.loading import FUNCTIONS, RULES
 
 
 @pytest.fixture
@@ -83,6 +85,31 @@ def test_terms_by_name(project):
     ]
     assert terms[1].function(completion="5", final="5") == 1.0
     assert load_terms("correct")[0].function is correct
+
+
+def test_every_reward_of_the_package_has_its_name_in_recipes():
+    """What is exported from upslope.rewards and makes or is a reward function is there by that name, and logs as it."""
+    no_rewards = {
+        "CorpusScore",
+        "RewardTerm",
+        "Scorer",
+        "corpus_bleu",
+        "corpus_chrf",
+        "count_failures",
+        "find_spans",
+        "last_number",
+    }
+    assert {*RULES, *FUNCTIONS} == set(dir(rewards)) - no_rewards
+    options = {
+        "length_penalty": {"per_token": 0.1},
+        "likelihood": {"model": "tiny-llama"},
+        "overlong_penalty": {"max_tokens": 2, "cache_tokens": 1},
+        "regex_match": {"pattern": "a"},
+        "starts_with": {"text": "a"},
+        "ends_with": {"text": "a"},
+    }
+    for name in RULES:
+        assert load_terms([{"function": name} | options.get(name, {})])[0].name == name
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from upslope.errors import DataError, RewardError
 from upslope.records import Prompt
-from upslope.rewards import RewardTerm, Scorer
+from upslope.rewards import RewardTerm, Scorer, cost_matrix
 from upslope.tasks import Task, from_file
 
 
@@ -93,3 +93,11 @@ def test_from_file(tmp_path):
     assert task.name == "train"
     with pytest.raises(DataError, match=r"train\.jsonl:2"):
         from_file(train, prompt="question", reward=right)
+
+
+def test_a_cost_of_a_label_that_is_not_there_is_named():
+    """In a task without labels of its own, a generator's, the table is taken as it is."""
+    told = {"prompts": [{"prompt": "a", "label": "ham"}], "reward": cost_matrix(table={"spam": {"hamm": -5}})}
+    with pytest.raises(RewardError, match=r"'cost_matrix' names the label 'hamm', .* did you mean 'ham'"):
+        Task(**told, labels=["ham", "spam"])
+    assert Task(**told).labels == ()

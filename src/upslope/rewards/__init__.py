@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from upslope.rewards.likelihood import likelihood as likelihood
+    from upslope.rewards.language_model import likelihood as likelihood
     from upslope.rewards.numbers import brevity as brevity
     from upslope.rewards.numbers import closeness as closeness
     from upslope.rewards.numbers import correct as correct
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from upslope.rewards.terms import RewardTerm as RewardTerm
 
 _HOME_OF = {
-    "likelihood": "likelihood",
+    "likelihood": "language_model",
     "brevity": "numbers",
     "closeness": "numbers",
     "correct": "numbers",

@@ -50,9 +50,10 @@ def span_credit(column: str = "tags") -> ActionRewards:
 
     One number a word. A span is one decision whose log-probability is the sum of its words', so each of its words gets
     all of its credit: the numbers sum to the sum over predicted spans of length * change, which is not the row's F1.
-    What the other words decided cancels, which leaves less variance than the row's F1 for every word; use it with
-    `gamma = 0` and no baseline of row scores. An O earns 0 even where it misses a span: add `span_f1`, or start from a
-    supervised model.
+    What the other spans decided largely cancels. With spans of one word the expected gradient is that of the row's F1;
+    with longer ones it is near it, for then a word has a part in what its span is compared with. Use it with gamma = 0
+    and no baseline of row scores. An O earns 0 even where it misses a span: add `span_f1`, or start from a supervised
+    model.
     Raises (a row): RewardError when there are not as many predicted tags as true ones.
     Source: the difference rewards of Wolpert & Tumer 2001.
     """

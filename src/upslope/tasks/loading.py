@@ -12,7 +12,7 @@ from typing import Any
 from upslope.errors import RecipeError
 from upslope.recipe import Recipe
 from upslope.rewards import numbers, overlap, rules, spans
-from upslope.rewards.likelihood import likelihood
+from upslope.rewards.language_model import likelihood
 from upslope.rewards.terms import RewardTerm, parameters
 from upslope.tasks.arithmetic import arithmetic
 from upslope.tasks.files import from_file
