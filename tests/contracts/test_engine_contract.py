@@ -1,8 +1,9 @@
-"""What every engine promises: the rows it returns are samples of the policy, and say exactly what was sampled."""
+"""What every engine that writes promises: its rows are samples of the policy, and say exactly what was sampled."""
 
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import T5ForConditionalGeneration
 
 from upslope.errors import ModelError
 from upslope.losses import ratio_statistics
@@ -12,6 +13,16 @@ from upslope.records import Prompt, Rollout, collate
 
 def prompts_of(policy, texts=("12+7=", "a", "Say something long: ", "b\n")) -> list[Prompt]:
     return [policy.encode(Prompt(id=10 + i, content=text)) for i, text in enumerate(texts)]
+
+
+@pytest.fixture
+def kind(writer):
+    return writer[0]
+
+
+@pytest.fixture
+def make_engine(writer):
+    return writer[1]
 
 
 @pytest.fixture
@@ -30,13 +41,15 @@ def same(rollout: Rollout):
     return rollout.prompt.id, rollout.sample, rollout.actions, rollout.stop_reason, rollout.text
 
 
-def test_rows_say_what_was_sampled(engine, policy, sampling):
+def test_rows_say_what_was_sampled(engine, kind, policy, sampling):
     """CHECKS 11, 18: the ids kept are those sampled, though many do not survive decode and encode, none cut at 50."""
     rollouts = engine.sample(prompts_of(policy), group_size=60, sampling=sampling(3.0), seed=1)
     assert [(r.group, r.sample) for r in rollouts] == [(g, s) for g in range(4) for s in range(60)]
     for rollout in rollouts:
-        start = len(rollout.prompt.tokens)
-        assert rollout.tokens == rollout.prompt.tokens + rollout.actions
+        source, begin = ((), rollout.prompt.tokens) if kind.kind == "causal" else (rollout.prompt.tokens, policy.start)
+        start = len(begin)
+        assert rollout.source == source
+        assert rollout.tokens == begin + rollout.actions
         assert [rollout.tokens[position + 1] for position in rollout.positions] == list(rollout.actions)
         assert rollout.positions == tuple(range(start - 1, start - 1 + len(rollout.actions)))
         assert len(rollout.engine_logprobs) == len(rollout.actions)
@@ -44,14 +57,9 @@ def test_rows_say_what_was_sampled(engine, policy, sampling):
     survive = [policy.tokenizer(r.text)["input_ids"] == list(r.actions) for r in rollouts]
     assert sum(survive) < 0.8 * len(rollouts)
     first = {r.actions[0] for r in rollouts if r.group == 0}
-    ranks = _next_logits(policy, rollouts[0].prompt).argsort(descending=True).tolist()
+    ranks = kind.logits(policy, rollouts[0])[0].argsort(descending=True).tolist()
     assert len(first) > 25
     assert max(ranks.index(token) for token in first) >= 50
-
-
-def _next_logits(policy, prompt):
-    with torch.no_grad():
-        return policy.model(torch.tensor([prompt.tokens])).logits[0, -1]
 
 
 @pytest.mark.parametrize(
@@ -107,17 +115,17 @@ def test_same_seed_same_rows_in_any_company(kind, make_engine, policy, engine, s
     assert list(map(same, few.sample(prompts, group_size=5, sampling=sampling(), seed=7))) == list(map(same, whole))
     assert len({r.actions for r in whole}) == len(whole)
     other = engine.sample(prompts, group_size=5, sampling=sampling(), seed=8)
-    assert not {r.actions for r in other} & {r.actions for r in whole}
+    assert len({r.actions for r in other} & {r.actions for r in whole}) < len(whole) / 4  # short rows may be equal
     assert {r.prompt.id for r in engine.sample(prompts[:1] * 2, group_size=1, sampling=sampling(), seed=7)} == {10}
     twice = engine.sample(prompts[:1] * 2, group_size=2, sampling=sampling(), seed=7)
     assert len({r.actions for r in twice}) == 4
 
 
-def test_first_tokens_are_distributed_as_the_policy_says(engine, policy, sampling):
+def test_first_tokens_are_distributed_as_the_policy_says(engine, kind, policy, sampling):
     """Chi-square of 3,000 first tokens against softmax(logits / 0.7), at a fixed seed."""
     prompt = prompts_of(policy)[0]
-    expected = (_next_logits(policy, prompt).double() / 0.7).softmax(0)
     rollouts = engine.sample([prompt], group_size=3000, sampling=sampling(0.7, max_new_tokens=1), seed=5)
+    expected = (kind.logits(policy, rollouts[0])[0].double() / 0.7).softmax(0)
     counts = torch.bincount(torch.tensor([r.actions[0] for r in rollouts]), minlength=len(expected))
     common = expected * 3000 >= 5
     observed = torch.cat([counts[common].double(), counts[~common].sum()[None].double()])
@@ -128,12 +136,11 @@ def test_first_tokens_are_distributed_as_the_policy_says(engine, policy, samplin
     assert statistic < degrees + 4 * (2 * degrees) ** 0.5
 
 
-def test_greedy_takes_the_likeliest_token(engine, policy, sampling):
+def test_greedy_takes_the_likeliest_token(engine, kind, policy, sampling):
     rollouts = engine.sample(prompts_of(policy), group_size=2, sampling=sampling(0.0), seed=1)
     for rollout in rollouts:
-        for position, action, logprob in zip(rollout.positions, rollout.actions, rollout.engine_logprobs, strict=True):
-            with torch.no_grad():
-                logits = policy.model(torch.tensor([rollout.tokens[: position + 1]])).logits[0, -1]
+        rows = kind.logits(policy, rollout)
+        for logits, action, logprob in zip(rows, rollout.actions, rollout.engine_logprobs, strict=True):
             assert action == int(logits.argmax())
             assert logprob == pytest.approx(float(logits.log_softmax(0).max()), abs=1e-5)
     assert rollouts[0].actions == rollouts[1].actions
@@ -170,7 +177,7 @@ def test_pad_equal_to_end_changes_nothing(engine, policy, sampling):
     with torch.no_grad():
         assert_close(policy.score(batch, sampling=sampling()).logprobs, batch.engine_logprobs, rtol=0, atol=2e-5)
     ends = batch.actions[batch.num_actions.cumsum(0) - 1]
-    assert int(sum((ends >= 40) & (ends < 70))) == int(batch.terminated.sum()) > 5
+    assert sum(end in policy.eos_ids for end in ends.tolist()) == int(batch.terminated.sum()) > 5
 
 
 def test_stop_strings_end_a_row(engine, policy, sampling):
@@ -232,11 +239,28 @@ def test_sampling_leaves_the_policys_mode_alone(kind, make_engine, sampling):
     assert policy.module.training
 
 
-def test_impossible_requests_are_refused(make_engine, kind, engine, policy, sampling):
+def test_impossible_requests_are_refused(make_engine, engine, policy, sampling):
     with pytest.raises(ModelError, match="load"):
         make_engine().sample(prompts_of(policy), group_size=1, sampling=sampling(), seed=1)
-    with pytest.raises(ModelError, match=r"prompt 12 has \d+ tokens.*context has room for .* max_new_tokens = 250"):
-        engine.sample(prompts_of(policy), group_size=1, sampling=sampling(max_new_tokens=250), seed=1)
-    with pytest.raises(ModelError, match="causal policies, not from a str"):
+    with pytest.raises(ModelError, match=r"prompt 10 has no tokens"):
+        engine.sample([Prompt(id=10, content="x")], group_size=1, sampling=sampling(), seed=1)
+    with pytest.raises(ModelError, match="policies that write, not from a str"):
         make_engine().load("tiny-llama", version=0)
+    with pytest.raises(ModelError, match=r"algorithm.expected"):
+        engine.every_answer(prompts_of(policy), sampling=sampling())
     assert engine.sample([], group_size=2, sampling=sampling(), seed=1) == []
+
+
+def test_no_row_outgrows_the_context(engine, policy, sampling):
+    """A row that could not be finished is refused beforehand; T5's positions are relative, so it may write on."""
+    (prompt,) = prompts_of(policy, texts=["Say something long: "])
+    room = policy.room(prompt)
+    if isinstance(policy.model, T5ForConditionalGeneration):
+        assert room is None
+        (rollout,) = engine.sample([prompt], group_size=1, sampling=sampling(0.0, max_new_tokens=260), seed=1)
+        assert len(rollout.actions) == 260 or rollout.terminated
+        return
+    with pytest.raises(ModelError, match=r"prompt 10 has \d+ tokens.*context has room for .* max_new_tokens = "):
+        engine.sample([prompt], group_size=1, sampling=sampling(max_new_tokens=room + 1), seed=1)
+    (rollout,) = engine.sample([prompt], group_size=1, sampling=sampling(0.0, max_new_tokens=room), seed=1)
+    assert len(rollout.actions) == room or rollout.terminated

@@ -46,7 +46,8 @@ class SinglePassEngine:
         for group, prompt in enumerate(prompts):
             rows += [(group, seen[prompt.id] + sample) for sample in range(group_size)]
             seen[prompt.id] += group_size
-        keys = row_keys(seed, torch.tensor([prompts[g].id for g, _ in rows]), torch.tensor([s for _, s in rows]))
+        ids = torch.tensor([(prompts[group].id, sample) for group, sample in rows], dtype=torch.int64).view(-1, 2)
+        keys = row_keys(seed, ids[:, 0], ids[:, 1])
         blanks = [policy.blank(prompt) for prompt in prompts]
         with torch.inference_mode():
             logits = self._logits(policy, blanks)
