@@ -37,7 +37,6 @@ def test_labels_are_those_of_the_file_and_the_reward_is_being_right(texts):
 
 
 def test_words_come_with_their_tags(tmp_path):
-    pytest.importorskip("seqeval")
     task = labelled(write(tmp_path / "s.jsonl", SENTENCES), text="tokens", label="tags")
     assert task.labels == ("O", "B-LOC", "B-PER", "I-PER")
     assert task.prompts[0].content == "Ann Lee ran"
