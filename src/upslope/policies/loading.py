@@ -291,10 +291,13 @@ def _trunk_only(model: PreTrainedModel, found: Mapping[str, Any]) -> dict[str, A
 
 def _make_savable(model: PreTrainedModel) -> None:
     """Hub models may carry sampling settings with sampling switched off: Transformers loads but will not save those."""
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        return
     try:
-        model.generation_config.validate(strict=True)
+        generation.validate(strict=True)
     except ValueError:
-        model.generation_config.do_sample = True
+        generation.do_sample = True
 
 
 def _check_complete(name: str, found: Mapping[str, Any]) -> None:
