@@ -181,7 +181,7 @@ class AlgorithmSettings(_Section):
             ),
             (
                 self.expected and critic,
-                "expected leaves no variance for a critic to lower: set baseline to 'batch_mean' and credit to 'return'",
+                "expected leaves no variance for a critic to lower: set baseline = 'batch_mean', credit = 'return'",
             ),
             (
                 self.credit in ("n_step", "gae") and not critic,

@@ -29,6 +29,8 @@ def evaluate(
     num_prompts: Annotated[int | None, typer.Option(min=1, help="How many held-out prompts; all by default.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")] = 0.0,
+    beams: Annotated[int | None, typer.Option(min=1, help="Decode by beam search of this width instead.")] = None,
+    length_penalty: Annotated[float, typer.Option(help="Beams score log p / length^this.")] = 1.0,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of words.")] = False,
     save: Annotated[Path | None, typer.Option(help="Where to write it all; RUN/evaluation.json for a run.")] = None,
@@ -43,6 +45,8 @@ def evaluate(
         num_prompts=num_prompts,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        beams=beams,
+        length_penalty=length_penalty,
         seed=seed,
         options=dict(parse_override(text) for text in options or []),
     )

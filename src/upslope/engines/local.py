@@ -84,7 +84,7 @@ class LocalEngine:
             first = seen[prompt.id]
             rows += [Row(prompt, group, sample) for sample in range(first, first + group_size)]
             seen[prompt.id] += group_size
-        _check_context(policy, prompts, sampling)
+        check_context(policy, prompts, sampling)
         training = policy.module.training
         policy.module.eval()
         try:
@@ -96,7 +96,7 @@ class LocalEngine:
             raise
         finally:
             policy.module.train(training)
-        rollouts = [_finish(policy, row, self.version) for row in rows]
+        rollouts = [finish(policy, row, self.version) for row in rows]
         if any(rollout.failure for rollout in rollouts):
             forward.drop()
         return rollouts
@@ -113,7 +113,8 @@ class LocalEngine:
         return self._policy, self._forward
 
 
-def _check_context(policy: Writer, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+def check_context(policy: Writer, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+    """Raises: ModelError for a prompt that is not encoded, or that leaves no room in the model's context."""
     empty = next((prompt for prompt in prompts if not prompt.tokens), None)
     if empty is not None:
         raise ModelError(f"prompt {empty.id} has no tokens; give prompts as policy.encode(prompt) returns them")
@@ -143,7 +144,7 @@ def _generate(policy: Writer, forward: Forward, rows: list[Row], sampling: Sampl
         with span("sample"):
             tokens = _draw(logits, keys, [rows[i] for i in active], torch.tensor(active, device=device), sampling)
             for i in active:
-                rows[i].stop_reason = _stopped(rows[i], policy, endings, sampling)
+                rows[i].stop_reason = stopped(rows[i], policy, endings, sampling)
         alive = [place for place, i in enumerate(active) if rows[i].stop_reason is None]
         if len(alive) < len(active):
             forward.keep(alive)
@@ -166,7 +167,8 @@ def _draw(logits: Tensor, keys: Tensor, rows: Sequence[Row], index: Tensor, samp
     return tokens
 
 
-def _stopped(row: Row, policy: Writer, endings: frozenset[int], sampling: Sampling) -> StopReason | None:
+def stopped(row: Row, policy: Writer, endings: frozenset[int], sampling: Sampling) -> StopReason | None:
+    """Why the row ends with its last action, and then its text; None where it goes on."""
     if row.actions[-1] in endings:
         row.text = policy.tokenizer.decode(row.actions[:-1], skip_special_tokens=True)
         return "eos"
@@ -182,7 +184,8 @@ def _stopped(row: Row, policy: Writer, endings: frozenset[int], sampling: Sampli
     return None
 
 
-def _finish(policy: Writer, row: Row, version: int) -> Rollout:
+def finish(policy: Writer, row: Row, version: int) -> Rollout:
+    """The finished row as a rollout; one of non-finite logits says so in its failure."""
     assert row.stop_reason is not None
     rollout = policy.row(row.prompt, row.actions, row.logprobs, text=row.text, stop_reason=row.stop_reason)
     failure = None if all(map(math.isfinite, row.logprobs)) else "non-finite logits"

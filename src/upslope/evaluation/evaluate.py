@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from upslope.engines.choice import engine_for
+from upslope.engines.engine import Engine
 from upslope.errors import DataError, ModelError, RecipeError
 from upslope.evaluation.intervals import Interval, mean_interval
 from upslope.evaluation.labels import LabelReport, label_report
@@ -19,6 +20,7 @@ from upslope.policies.sampling import Sampling
 from upslope.recipe import Recipe
 from upslope.report.run import Run
 from upslope.rewards import Scorer
+from upslope.search.beam import BeamEngine
 from upslope.tasks import Task, task_of
 from upslope.tasks.loading import IN_MEMORY
 
@@ -48,12 +50,15 @@ def evaluate(
     num_prompts: int | None = None,
     max_new_tokens: int | None = None,
     temperature: float = 0.0,
+    beams: int | None = None,
+    length_penalty: float = 1.0,
     seed: int = 0,
 ) -> Evaluation:
     """The task's metric of a model on the task's held-out prompts, with a 95% interval over prompts.
 
     model: a run (then task, rewards, stop strings and length are the run's own unless given), a model folder, a hub id
     or an embedded name. task: a Task, or a task's name with its options. Temperature 0 decodes greedily.
+    beams: decode by beam search of this width instead; see search.beam.BeamEngine for its length_penalty.
     Raises: RecipeError when no task is named; DataError when it has no held-out prompts; ModelError; RewardError when
     no prompt could be scored.
     """
@@ -67,7 +72,9 @@ def evaluate(
     if max_new_tokens is not None:
         sampling = dataclasses.replace(sampling, max_new_tokens=max_new_tokens)
     policy = policy_to_sample(source, settings, labels=task.labels, seed=seed)
-    engine = engine_for(policy, settings.engine.model_dump())
+    engine: Engine = engine_for(policy, settings.engine.model_dump())
+    if beams is not None:
+        engine = BeamEngine(width=beams, length_penalty=length_penalty)
     engine.load(policy, version=0)
     reward = settings.reward
     with Scorer(task.terms, timeout_s=reward.timeout_s, isolation=reward.isolation) as scorer:

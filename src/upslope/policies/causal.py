@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,9 @@ class CausalPolicy(TransformersPolicy):
             if self.chunks_head:
                 hidden = self._hidden(self._base.base_model, laid)
                 decided = hidden[laid.actions]
-                found = head_scores(self._head, decided, batch.actions, sampling=sampling, entropy=entropy)
+                found = head_scores(
+                    cast(nn.Linear, self._head), decided, batch.actions, sampling=sampling, entropy=entropy
+                )
             else:
                 logits, hidden = self._own_logits(laid)
                 found = action_scores(logits, batch.actions, sampling=sampling, entropy=entropy)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -37,7 +37,6 @@ from upslope.policies.quiet import quiet_transformers
 from upslope.policies.seq2seq import Seq2SeqPolicy
 from upslope.policies.tagger import TaggerPolicy
 from upslope.policies.tiny import TINY_NAMES, tiny_model
-from upslope.policies.transformers_policy import TransformersPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +196,7 @@ def load_policy(
         model.to(device)
         if lora is not None:
             model = _with_lora(model, lora, found.peft_task)
-        policy: TransformersPolicy = found.policy(
+        policy = found.policy(
             model,
             tokenizer,
             critic=critic,
@@ -209,7 +208,7 @@ def load_policy(
         policy.freeze(freeze)
     if gradient_checkpointing:
         policy.enable_gradient_checkpointing()
-    return policy
+    return cast(Policy, policy)
 
 
 def _may_be_hub_id(name: str) -> bool:

@@ -51,6 +51,10 @@ class SinglePassPolicy(TransformersPolicy):
         limits = (max_length, self.context_length, tokenizer.model_max_length)
         self.max_length = min(limit for limit in limits if limit is not None)
 
+    def encode(self, prompt: Prompt) -> Prompt:
+        """The prompt with its tokens."""
+        raise NotImplementedError
+
     def positions(self, prompt: Prompt) -> tuple[int, ...]:
         """Where in an encoded prompt its decisions are read."""
         raise NotImplementedError

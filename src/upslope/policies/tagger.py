@@ -80,7 +80,8 @@ def bio_transitions(labels: Sequence[str]) -> Tensor | None:
 
 def _first_pieces(prompt: Prompt, words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> tuple[int, ...]:
     """The index of the first token that lies within each of the words, which stand one blank apart."""
-    found, place, start = [], 0, 0
+    found: list[int] = []
+    place = start = 0
     for word in words:
         end = start + len(word)
         while place < len(offsets) and offsets[place][1] <= start:

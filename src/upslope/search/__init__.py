@@ -1,0 +1,1 @@
+"""Ways to look for good answers instead of drawing them."""
