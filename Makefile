@@ -32,11 +32,10 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.dev
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.bench
-	for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	failed=0; for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py || failed=1; done; exit $$failed
 
 bench-peers: $(PEERS)/trl/.installed $(PEERS)/trl_ppo/.installed $(PEERS)/torchrl/.installed
 
