@@ -79,7 +79,7 @@ def transformers(turn: Any, *, model: str, batch: int, way: str) -> None:
 
 
 def timed(lengths: Callable[[int], list[int]], batch: int) -> dict[str, Any]:
-    """A repetition's answer: seconds and tokens of the whole, and of decoding alone. `lengths` samples so many tokens."""
+    """A repetition's answer: what the whole and decoding alone took. `lengths` samples so many tokens a row."""
     seconds = {}
     for new_tokens in (1, NEW_TOKENS):
         started = time.perf_counter()
@@ -93,7 +93,8 @@ def timed(lengths: Callable[[int], list[int]], batch: int) -> dict[str, Any]:
 
 def decoding(measured: Measured) -> Measured:
     """The same repetitions, by what decoding alone took."""
-    answers = [answer | {"seconds": answer["decode_s"], "tokens": answer["decode_tokens"]} for answer in measured.answers]
+    alone = [{"seconds": answer["decode_s"], "tokens": answer["decode_tokens"]} for answer in measured.answers]
+    answers = [answer | decode for answer, decode in zip(measured.answers, alone, strict=True)]
     return replace(measured, answers=answers)
 
 
