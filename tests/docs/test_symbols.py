@@ -1,4 +1,4 @@
-"""Every public symbol is documented, every public module stands on a page of the reference, and both checks can fail."""
+"""Every public symbol is documented, every public module has a page, and both checks can fail."""
 
 from __future__ import annotations
 
