@@ -20,7 +20,7 @@ LAYERS = [
     ("tasks", "search"),
     ("evaluation",),
     ("training",),
-    ("tune", "compress", "serve"),
+    ("doctor", "tune", "compress", "serve"),
     ("cli",),
 ]
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}

@@ -71,6 +71,12 @@ class Decoder:
             _load(layer.down, (block.down,))
         _load(self._head, (self.architecture.head,))
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the linear layers' own copies of the weights."""
+        layers = [linear for layer in self._layers for linear in (layer.qkv, layer.out, layer.up, layer.down)]
+        return sum(linear.nbytes for linear in (*layers, self._head))
+
     def prefill(self, cache: PageCache, prompts: Sequence[Prefill]) -> Tensor:
         """Compute prompts into their pages; logits [n, V] after the last token of each."""
         device = self.architecture.embedding.weight.device

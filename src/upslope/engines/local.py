@@ -93,6 +93,14 @@ class LocalEngine:
             forward.drop()
         return rollouts
 
+    def memory(self, prompts: Sequence[Prompt], *, group_size: int, max_new_tokens: int) -> tuple[int, int]:
+        """Bytes of the engine's own copies of the weights, and of the cache that sampling these prompts takes at most.
+
+        Raises: ModelError before a policy is loaded.
+        """
+        rows = [Row(prompt, group, i) for group, prompt in enumerate(prompts) for i in range(group_size)]
+        return self._loaded()[1].memory(rows, max_new_tokens=max_new_tokens)
+
     def _loaded(self) -> tuple[CausalPolicy, Forward]:
         if self._policy is None or self._forward is None:
             raise ModelError("the engine has no weights yet; call load(policy, version=...) first")

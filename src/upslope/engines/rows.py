@@ -53,3 +53,7 @@ class Forward(Protocol):
     def drop(self) -> None:
         """Give all memory back."""
         ...
+
+    def memory(self, rows: Sequence[Row], *, max_new_tokens: int) -> tuple[int, int]:
+        """Bytes of its own copies of the weights, and of the cache that these rows take at most."""
+        ...

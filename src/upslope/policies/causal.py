@@ -117,10 +117,20 @@ class CausalPolicy:
         """Tokens of a completion as the model would write it; see text.encode_completion."""
         return text.encode_completion(self.tokenizer, completion)
 
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each token; see text.pieces."""
+        return text.pieces(self.tokenizer, tokens)
+
     def micro_batches(self, batch: Batch, *, max_tokens: int) -> list[Tensor]:
         """Row indices of pieces that compute at most max_tokens tokens each (a longer row stands alone)."""
         packed, found = self._segments(batch, with_last=True)
         return [torch.tensor(rows) for rows in layout.plan(found, max_tokens=max_tokens, packed=packed)]
+
+    def computed_tokens(self, batch: Batch) -> int:
+        """Tokens that one forward over the batch computes, those that fill up its end included."""
+        packed, found = self._segments(batch, with_last=True)
+        tokens = layout.cost(found, packed=packed)
+        return layout.filled(tokens) if packed else tokens
 
     def score(self, batch: Batch, *, sampling: Sampling, entropy: bool = False, values: bool = False) -> Scores:
         """Log-probabilities [M] of the actions, and on request entropy [M], values [M] and bootstrap [B].

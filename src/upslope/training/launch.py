@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import random
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +22,7 @@ from upslope.policies.causal import CausalPolicy
 from upslope.policies.loading import load_policy
 from upslope.recipe import Recipe
 from upslope.report.run import Run
-from upslope.report.trackers import Tracker, open_trackers
+from upslope.report.trackers import Tracker, check_trackers, open_trackers
 from upslope.rewards import Scorer
 from upslope.tasks import Task, task_of
 from upslope.tasks.loading import IN_MEMORY
@@ -94,19 +93,19 @@ def launch(
     recipe: Recipe, *, task: Task | None = None, trackers: Sequence[Tracker] = (), resumed: Run | None = None
 ) -> Run:
     """Build what the recipe names and run its loop to the end; see `train` and `resume`."""
+    check_trackers(recipe.run.trackers)
     task = task_of(recipe, task)
-    _check(recipe, task)
+    check_task(recipe, task)
     _seed_everything(recipe.training.seed)
-    policy = _policy(recipe)
-    _check_prompts(recipe, policy, task)
+    policy = policy_of(recipe)
+    check_prompts(recipe, policy, task)
     optimizer = make_optimizer(policy.module, recipe.optimizer)
     run = resumed or Run.create(recipe.run.folder or _fresh_folder(recipe, task), recipe.to_toml())
     with run, freed_memory_kept(), ExitStack() as stack:
         checkpoint = _newest_checkpoint(run) if resumed is not None else None
         step = None if checkpoint is None else checkpoint.step
-        own = open_trackers(recipe.run.trackers, run.folder, recipe.model_dump(), resume_step=step)
-        for tracker in (*own, *trackers):
-            stack.callback(_close, tracker)
+        opened = open_trackers(recipe.run.trackers, run, recipe.model_dump(), own=trackers, resume_step=step)
+        stack.callback(opened.close)
         session = Session(
             recipe=recipe,
             run=run,
@@ -116,7 +115,7 @@ def launch(
             scorer=_scorer(recipe, task, stack),
             optimizer=optimizer,
             sampling=sampling_of(recipe),
-            trackers=[*own, *trackers],
+            trackers=opened,
             interrupts=stack.enter_context(Interrupts()),
             state=TrainState(kl_coef=recipe.algorithm.kl_coef),
         )
@@ -156,7 +155,8 @@ def _guarded(session: Session, loop: Callable[[Session], None]) -> Run:
     return session.run
 
 
-def _policy(recipe: Recipe) -> CausalPolicy:
+def policy_of(recipe: Recipe) -> CausalPolicy:
+    """The policy a recipe names, with the critic and the reference that its method needs."""
     settings, learns = recipe.model, recipe.method == "policy_gradient"
     return load_policy(
         settings.name,
@@ -185,14 +185,6 @@ def _scorer(recipe: Recipe, task: Task, stack: ExitStack) -> Scorer | None:
     return stack.enter_context(Scorer(task.terms, timeout_s=reward.timeout_s, isolation=reward.isolation))
 
 
-def _close(tracker: Tracker) -> None:
-    """Close a tracker; one that cannot write its last lines must not undo a finished run."""
-    try:
-        tracker.close()
-    except Exception as error:
-        warnings.warn(f"{type(tracker).__name__} could not be closed: {error}", stacklevel=2)
-
-
 def _seed_everything(seed: int) -> None:
     """Seed the global generators: dropout and a user's own code draw from them; upslope's own draws do not."""
     random.seed(seed)
@@ -215,8 +207,11 @@ def _newest_checkpoint(run: Run) -> Checkpoint | None:
     return checkpoint
 
 
-def _check_prompts(recipe: Recipe, policy: CausalPolicy, task: Task) -> None:
-    """Every prompt must leave room for its answer: found out before a run begins, not when the prompt is drawn."""
+def check_prompts(recipe: Recipe, policy: CausalPolicy, task: Task) -> None:
+    """Every prompt must leave room for its answer: found out before a run begins, not when the prompt is drawn.
+
+    Raises: DataError naming the prompt.
+    """
     sampled = list(task.eval_prompts if recipe.evaluation.every_steps else ())
     if recipe.method == "supervised":
         for prompt in task.prompts:
@@ -233,7 +228,8 @@ def _check_prompts(recipe: Recipe, policy: CausalPolicy, task: Task) -> None:
             )
 
 
-def _check(recipe: Recipe, task: Task) -> None:
+def check_task(recipe: Recipe, task: Task) -> None:
+    """Whether task and device are there as the recipe asks. Raises: RecipeError."""
     if recipe.evaluation.every_steps and not task.eval_prompts:
         raise RecipeError(
             f"evaluation.every_steps is {recipe.evaluation.every_steps}, but task {task.name!r} has no held-out prompts"
