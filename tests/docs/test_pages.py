@@ -1,0 +1,54 @@
+"""Pages whose blocks are one program, run from top to bottom."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from pages import ROOT, Block, blocks, commands, run_page, unlike
+
+import upslope
+
+DOCS = ROOT / "docs"
+
+
+def test_every_claim_of_the_mathematics_page_holds():
+    """Its asserts are the test: each section has one, and none compares a thing with itself."""
+    page = (DOCS / "mathematics.md").read_text()
+    sections = page.split("\n## ")[1:]
+    assert all("\nsame(" in section or "\nassert " in section for section in sections)
+    names: dict[str, object] = {}
+    try:
+        for block in blocks(DOCS / "mathematics.md"):
+            exec(compile(block.text, "mathematics.md", "exec"), names)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_task_a_reward_and_a_policy_of_ones_own(reader, capsys, monkeypatch):
+    ran = run_page(DOCS / "own.md", capsys, monkeypatch)
+    assert len(ran) == 3
+    assert set(upslope.Run.open("runs/rewards").metrics) >= {"reward/short", "reward/unlike_the_others"}
+    run = upslope.Run.open("runs/bigrams")
+    assert run.metrics["reward"][40] > 0.6 > 0.4 > run.metrics["reward"][1]
+    table = torch.tensor(json.loads((run.model_path / "bigrams.json").read_text())).softmax(1)
+    assert table[0, 1] > 0.7
+    assert table[1, 0] > 0.7
+
+
+def test_a_page_that_shows_what_is_not_printed_is_noticed():
+    block = Block("console", "", "$ upslope train\nstep 1/3  reward 0.5\n...\nfinished: runs/a\n$ upslope resume\n")
+    (_, shown), (_, nothing) = commands(block)
+    assert nothing == []
+    assert unlike(shown, "step 2/9 reward -1.25\nstep 3/9 reward 0\nfinished: runs/a\n") is None
+    assert unlike(shown, "finished: runs/a\nstep 2/9 reward 1\n") == "finished: runs/a"
+    assert unlike(shown, "step 2/9 reward 1\nfinished: runs/b\n") == "finished: runs/a"
+
+
+@pytest.mark.parametrize("command", ["rm -r runs", "pip install x"])
+def test_only_known_commands_are_typed(command, capsys, monkeypatch):
+    from pages import run_command
+
+    with pytest.raises(AssertionError, match="does not know"):
+        run_command(command, capsys, monkeypatch)
