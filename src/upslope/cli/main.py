@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from upslope import __version__
-from upslope.cli import doctor, evaluate, fetch, generate, presets, quickstart, resume, train
+from upslope.cli import doctor, evaluate, fetch, generate, init, presets, quickstart, report, resume, train, watch
 from upslope.errors import UpslopeError
 
 app = typer.Typer(
@@ -24,7 +24,10 @@ app.command()(train.train)
 app.command()(resume.resume)
 app.command()(generate.generate)
 app.command()(evaluate.evaluate)
+app.command()(report.report)
+app.command()(watch.watch)
 app.command()(presets.presets)
+app.command()(init.init)
 app.command()(doctor.doctor)
 app.command()(fetch.fetch)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -42,6 +42,10 @@ class Policy(Protocol):
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """The actions that write this text and end the row, to learn from demonstrations."""
+        ...
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each token; joined, they are the text of all."""
         ...
 
     def micro_batches(self, batch: Batch, *, max_tokens: int) -> list[Tensor]:

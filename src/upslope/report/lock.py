@@ -114,6 +114,8 @@ class FolderLock:
 def _parse(text: str) -> Owner | None:
     """The owner a lock file names; None where it names nobody, as after a crash while it was written."""
     try:
-        return Owner(**json.loads(text))
+        owner = Owner(**json.loads(text))
     except (ValueError, TypeError):
         return None
+    # to signal process 0 or below is to signal many
+    return owner if isinstance(owner.pid, int) and owner.pid > 0 else None
