@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -52,3 +53,51 @@ def test_only_known_commands_are_typed(command, capsys, monkeypatch):
 
     with pytest.raises(AssertionError, match="does not know"):
         run_command(command, capsys, monkeypatch)
+
+
+def test_the_upslope_halves_of_moving_from_trl_run(reader):
+    """As they stand, but for a tiny model and two steps; its reward model is a random classifier."""
+    from transformers import AutoConfig, LlamaForSequenceClassification
+
+    from upslope.policies.tiny import tiny_model
+
+    model, tokenizer = tiny_model("tiny-llama")
+    tokenizer.save_pretrained("my-reward-model")
+    config = AutoConfig.for_model(**model.config.to_dict() | {"num_labels": 1})
+    LlamaForSequenceClassification(config).save_pretrained("my-reward-model")
+    small = {
+        "HuggingFaceTB/SmolLM2-135M-Instruct": "tiny-llama",
+        "steps=50": "steps=2",
+        "prompts_per_step=64": "prompts_per_step=4",
+    }
+    names: dict[str, object] = {}
+    rewards = {}
+    for block in blocks(DOCS / "moving-from-trl.md"):
+        code = compile(block.text, f"{block.title} of moving-from-trl.md", "exec")
+        if block.title.startswith("TRL"):
+            continue
+        text = block.text
+        for shown, run in small.items():
+            text = text.replace(shown, run)
+        exec(compile(text, code.co_filename, "exec"), names)
+        if block.title == "upslope":
+            rewards[names["run"].folder.name] = set(names["run"].metrics["reward"])
+    assert rewards == {"grpo": {1, 2}, "rloo": {1, 2}, "ppo": {1, 2}}
+
+
+def test_the_settings_table_names_what_there_is():
+    """Every TRL name that a recipe's error can translate is translated alike by the page."""
+    from upslope.naming import ELSEWHERE, setting_names
+
+    known = setting_names(upslope.Recipe)
+    rows = [line for line in (DOCS / "moving-from-trl.md").read_text().splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.count("|") == 5][2:]
+    for trl, _, here, _ in cells:
+        for name in re.findall(r"`(\w+\.\w+)", here):
+            assert name in known or name.startswith("upslope."), name
+        for name in re.findall(r"`(\w+)`", trl):
+            if name in ELSEWHERE:
+                short = ELSEWHERE[name].rsplit(".", 1)[-1]
+                assert f"{short}" in here, f"{name} is {ELSEWHERE[name]}, not {here}"
+    translated = {name for trl, *_ in cells for name in re.findall(r"`(\w+)`", trl)}
+    assert {"learning_rate", "num_generations", "beta", "epsilon", "loss_type", "num_ppo_epochs"} <= translated
