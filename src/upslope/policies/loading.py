@@ -158,6 +158,15 @@ def _may_be_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
+def check_name(name: str) -> None:
+    """Whether a model of this name can be: nothing is loaded. Raises: ModelError with the nearest name there is."""
+    if name in (*EMBEDDED, *TINY_NAMES) or Path(name).exists() or _may_be_hub_id(name):
+        return
+    close = difflib.get_close_matches(name, [*EMBEDDED, *TINY_NAMES], n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"embedded models: {', '.join(EMBEDDED)}"
+    raise ModelError(f"model {name!r} is no folder, and hub ids are written organisation/model; {hint}")
+
+
 def load_source(name: str) -> str:
     """What Transformers loads for a name: an embedded model's folder (fetched if need be), else the name itself."""
     return str(fetch(name)) if name in EMBEDDED else name
@@ -170,11 +179,8 @@ def load_model(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
     """
     if name in TINY_NAMES:
         return tiny_model(name, dtype=dtype)
+    check_name(name)
     source = load_source(name)
-    if not Path(source).exists() and not _may_be_hub_id(source):
-        close = difflib.get_close_matches(name, [*EMBEDDED, *TINY_NAMES], n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"embedded models: {', '.join(EMBEDDED)}"
-        raise ModelError(f"model {name!r} is no folder, and hub ids are written organisation/model; {hint}")
     options: dict[str, Any] = {"trust_remote_code": False}
     try:
         with quiet_transformers():
