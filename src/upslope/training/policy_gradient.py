@@ -230,6 +230,8 @@ def describe(experience: Experience) -> dict[str, float | str]:
     metrics |= {f"dropped/{reason}": count for reason, count in experience.dropped.items()}
     metrics |= {"rollout_s": experience.rollout_s, "reward_s": experience.reward_s}
     metrics["tokens_per_s"] = experience.sampled_tokens / max(experience.rollout_s, 1e-9)
+    if experience.equal_groups is not None:
+        metrics["equal_groups"] = experience.equal_groups
     if not rollouts:
         return metrics
     scores = torch.tensor([rollout.score for rollout in rollouts])
