@@ -101,3 +101,26 @@ def test_the_settings_table_names_what_there_is():
                 assert f"{short}" in here, f"{name} is {ELSEWHERE[name]}, not {here}"
     translated = {name for trl, *_ in cells for name in re.findall(r"`(\w+)`", trl)}
     assert {"learning_rate", "num_generations", "beta", "epsilon", "loss_type", "num_ppo_epochs"} <= translated
+
+
+def test_the_troubleshooting_page_speaks_of_settings_and_metrics_there_are():
+    """Every name in code font is one of the metrics page or of the recipe."""
+    from upslope.naming import setting_names
+
+    page = (DOCS / "troubleshooting.md").read_text()
+    metrics = set(re.findall(r"`([\w/]+)`", (DOCS / "metrics.md").read_text()))
+    known = set(setting_names(upslope.Recipe))
+    known |= {name.rsplit(".", 1)[-1] for name in known}
+    for name in re.findall(r"`([a-z_.]+)(?: = [^`]*)?`", page):
+        assert name in metrics | known | {"chat", "length_penalty"}, name
+
+
+def test_the_messages_of_the_troubleshooting_page_are_those_of_the_code():
+    """Each piece between the dots stands in the source, whose adjacent strings are joined."""
+    source = "".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
+    source = re.sub(r'"\s*f?"', "", source)
+    section = (DOCS / "troubleshooting.md").read_text().split("\n## It stops\n")[1].split("\n## ")[0]
+    messages = [line.split("|")[1].strip().strip("`") for line in section.splitlines() if line.startswith("| `")]
+    assert len(messages) == 5
+    for piece in (piece.strip() for message in messages for piece in message.split("...")):
+        assert piece in source, piece
