@@ -1,6 +1,7 @@
 # make quickstart   set up and train a real model on the embedded default
 # make test         set up and pass the tests
 # make check        lint, format, types and tests
+# make faults       every fault of the table injected for real (make faults FAULT=sigterm CASE='save 2' SEED=0: one)
 # make docs         the documentation as a site in site/
 # make bench        every benchmark beside its peers (make bench BENCH=step_grpo: one), after make bench-peers
 # make bench-peers  the peers' own environments in .venv-peers/
@@ -10,17 +11,22 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 
 BENCH ?= rollout step_grpo step_ppo update memory scaling startup scan soak quickstart gymnasium_ppo
+SEED ?= 0
 export PEERS ?= $(CURDIR)/.venv-peers
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test check lint types docs bench bench-peers clean
+.PHONY: quickstart test faults check lint types docs bench bench-peers clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/upslope quickstart
 
 test: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+faults: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m faults --seed $(SEED) \
+		$(if $(FAULT),--fault $(FAULT)) $(if $(CASE),--case '$(CASE)')
 
 check: lint types test
 

@@ -49,7 +49,7 @@ class CausalPolicy:
     their own. A frozen copy of the weights is the reference when keep_reference is set (with LoRA the
     reference is the model with its adapters off, and no copy is made).
 
-    Raises: ModelError when the model has no output head to read from.
+    Raises: ModelError when the model has no output head to read from, or does not know the tokenizer's end of sequence.
     """
 
     def __init__(
@@ -69,6 +69,9 @@ class CausalPolicy:
         self._head = self._base.get_output_embeddings()
         if self._head is None:
             raise ModelError(f"{type(self._base).__name__} has no output embeddings, so it is no causal language model")
+        self._vocabulary: int = self._base.get_input_embeddings().weight.shape[0]
+        if tokenizer.eos_token_id is not None:
+            text.check_known("the end of sequence", [tokenizer.eos_token_id], self._vocabulary)
         use_gemm(model)
         hidden_size = self._base.config.get_text_config().hidden_size
         self.module = _Modules(
@@ -110,12 +113,19 @@ class CausalPolicy:
         return 0 if pad is None else int(pad)
 
     def encode(self, prompt: Prompt) -> Prompt:
-        """The prompt with its tokens; see text.encode."""
-        return text.encode(self.tokenizer, prompt)
+        """The prompt with its tokens; see text.encode. Raises: ModelError for a token beyond the model's vocabulary."""
+        encoded = text.encode(self.tokenizer, prompt)
+        text.check_known(f"prompt {prompt.id}", encoded.tokens, self._vocabulary)
+        return encoded
 
     def encode_completion(self, completion: str) -> tuple[int, ...]:
-        """Tokens of a completion as the model would write it; see text.encode_completion."""
-        return text.encode_completion(self.tokenizer, completion)
+        """Tokens of a completion as the model would write it; see text.encode_completion.
+
+        Raises: ModelError for a token beyond the model's vocabulary.
+        """
+        tokens = text.encode_completion(self.tokenizer, completion)
+        text.check_known(f"completion {completion[:20]!r}", tokens, self._vocabulary)
+        return tokens
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """The text of each token; see text.pieces."""
@@ -292,7 +302,7 @@ class CausalPolicy:
     @torch.no_grad()
     def _probe(self) -> None:
         """Take up each faster way of computing that gives this architecture's own logits of padded, separate rows."""
-        batch = layout.probe(self._base.get_input_embeddings().weight.shape[0]).to(self.device)
+        batch = layout.probe(self._vocabulary).to(self.device)
 
         def logits() -> Tensor:
             return self._own_logits(self._lay_out(batch, with_last=False))[0]

@@ -37,6 +37,18 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, completion: str) -> tu
     return (*(int(i) for i in ids), int(tokenizer.eos_token_id))
 
 
+def check_known(what: str, ids: Sequence[int], vocabulary: int) -> None:
+    """Every id must have a place among the model's `vocabulary` embeddings.
+
+    Raises: ModelError naming what holds an id beyond them, as where tokenizer and model do not belong together.
+    """
+    if (highest := max(ids, default=0)) >= vocabulary:
+        raise ModelError(
+            f"{what} holds token {highest}, but the model knows {vocabulary} tokens only; give it the tokenizer it was "
+            "made with, or make its embeddings as many as the tokenizer's tokens"
+        )
+
+
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The text of each token, special ones included; joined, they are the text of all.
 

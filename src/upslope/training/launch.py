@@ -29,6 +29,7 @@ from upslope.tasks.loading import IN_MEMORY
 from upslope.training import policy_gradient, supervised
 from upslope.training.checkpoint import Checkpoint, load_latest
 from upslope.training.interrupts import Interrupted, Interrupts
+from upslope.training.memory import refusals_named
 from upslope.training.optimizer import make_optimizer
 from upslope.training.session import Session, TrainState
 
@@ -53,8 +54,8 @@ def train(
         run = upslope.train(model="smollm2-135m-instruct", task=task, algorithm="ppo", steps=50)
         run.metrics["reward"], run.load_model()
 
-    Raises: RecipeError, ModelError, DataError, RewardError before training; DivergenceError and CheckpointError in it;
-    KeyboardInterrupt after a Ctrl-C, once the run is saved.
+    Raises: RecipeError, ModelError, DataError, RewardError before training; DivergenceError, CheckpointError and
+    OutOfMemoryError in it; KeyboardInterrupt after a Ctrl-C, once the run is saved.
     """
     overrides = dict(settings)
     named = {"model.name": model, "task.name": task, "algorithm.preset": algorithm, "run.folder": run}
@@ -89,6 +90,7 @@ def resume(
     return launch(recipe, task=task, trackers=trackers, resumed=opened)
 
 
+@refusals_named()
 def launch(
     recipe: Recipe, *, task: Task | None = None, trackers: Sequence[Tracker] = (), resumed: Run | None = None
 ) -> Run:
@@ -121,7 +123,7 @@ def launch(
         )
         if resumed is not None:
             _continue(session, checkpoint)
-        run.log("kernels", step=session.state.step, **_kernels(recipe, session.engine.backend))
+        _log_start(session)
         loop = policy_gradient.train if recipe.method == "policy_gradient" else supervised.train
         return _guarded(session, loop)
 
@@ -135,6 +137,14 @@ def _continue(session: Session, checkpoint: Checkpoint | None) -> None:
         session.run.write_recipe(recipe_toml)
         session.run.log("settings", step=session.state.step, recipe=recipe_toml)
     session.run.log_resume(session.state.step if checkpoint is not None else -1)
+
+
+def _log_start(session: Session) -> None:
+    """Say in the log what computes the run, and which lines of its data it does without."""
+    step = session.state.step
+    session.run.log("kernels", step=step, **_kernels(session.recipe, session.engine.backend))
+    if session.task.skipped:
+        session.run.log("skipped_lines", step=step, lines=dict(session.task.skipped))
 
 
 def _guarded(session: Session, loop: Callable[[Session], None]) -> Run:
