@@ -46,14 +46,14 @@ class LiveServer(ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(self, run: Run, *, port: int, held_out: HeldOut) -> None:
-        try:
-            super().__init__(("127.0.0.1", port), _Handler)
-        except OSError as error:
-            raise RecordError(f"port {port} cannot be served on: {error.strerror}; give another by --port") from error
         self.run = run
         self.held_out = held_out
         self.token = secrets.token_urlsafe(24)
         self.closing = threading.Event()
+        try:
+            super().__init__(("127.0.0.1", port), _Handler)
+        except OSError as error:
+            raise RecordError(f"port {port} cannot be served on: {error.strerror}; give another by --port") from error
 
     @property
     def address(self) -> str:
