@@ -9,23 +9,30 @@ from upslope.policies.causal import CausalPolicy
 from upslope.recipe import Recipe
 from upslope.records import Batch, Prompt, Rollout, collate
 from upslope.tasks import Task
+from upslope.training.policy_gradient import minibatches
 from upslope.training.seeds import data_order
 from upslope.training.supervised import demonstration
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """How many tokens a forward computes, and how many actions it decides."""
+
+    tokens: int
+    actions: int
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
     """One step where no row ends before sampling.max_new_tokens (supervised: its demonstrations as they are).
 
-    prompts are the step's, encoded; tokens and actions are those of the largest micro-batch; micro_batches are those of
-    one optimiser step, and step_tokens is what it computes, shared prompts once.
+    prompts are the step's, encoded. One optimiser step has at most so many micro_batches and computes at most
+    step_tokens, the prompt of a group once.
     """
 
     prompts: tuple[Prompt, ...]
     rows: int
-    longest_prompt: int
-    tokens: int
-    actions: int
+    largest: MicroBatch
     micro_batches: int
     step_tokens: int
 
@@ -38,28 +45,20 @@ def load_of(recipe: Recipe, policy: CausalPolicy, task: Task) -> Load:
     learns = recipe.method == "policy_gradient"
     rollouts = _full_length(prompts, recipe) if learns else _demonstrations(prompts, recipe, policy)
     batch, _ = collate(rollouts)
-    pieces = _pieces(recipe, policy, batch)
-    widths = [policy.computed_tokens(piece) for piece in pieces]
-    widest = widths.index(max(widths))
+    steps = minibatches(batch, recipe.algorithm, seed=training.seed, step=1) if learns else iter([batch])
+    cut = [_micro_batches(part, policy, training.micro_batch_tokens) for part in steps]
     return Load(
         prompts=tuple(prompts),
         rows=len(rollouts),
-        longest_prompt=max(len(prompt.tokens) for prompt in prompts),
-        tokens=widths[widest],
-        actions=len(pieces[widest].actions),
-        micro_batches=len(pieces),
-        step_tokens=sum(widths),
+        largest=max((piece for pieces in cut for piece in pieces), key=lambda piece: piece.tokens),
+        micro_batches=max(len(pieces) for pieces in cut),
+        step_tokens=max(sum(piece.tokens for piece in pieces) for pieces in cut),
     )
 
 
-def _pieces(recipe: Recipe, policy: CausalPolicy, batch: Batch) -> list[Batch]:
-    """The micro-batches of the first optimiser step."""
-    groups, minibatches = batch.group.unique(), recipe.algorithm.minibatches
-    if recipe.method == "policy_gradient" and minibatches > 1:
-        members = set(groups.tensor_split(min(minibatches, len(groups)))[0].tolist())
-        batch = batch.select([row for row, group in enumerate(batch.group.tolist()) if group in members])
-    cut = policy.micro_batches(batch, max_tokens=recipe.training.micro_batch_tokens)
-    return [batch.select(rows) for rows in cut]
+def _micro_batches(batch: Batch, policy: CausalPolicy, max_tokens: int) -> list[MicroBatch]:
+    pieces = [batch.select(rows) for rows in policy.micro_batches(batch, max_tokens=max_tokens)]
+    return [MicroBatch(policy.computed_tokens(piece), len(piece.actions)) for piece in pieces]
 
 
 def _full_length(prompts: Sequence[Prompt], recipe: Recipe) -> list[Rollout]:

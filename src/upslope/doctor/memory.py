@@ -86,7 +86,7 @@ def forecast(recipe: Recipe, policy: CausalPolicy, engine: LocalEngine, load: Lo
     """
     held = trainable(policy.module)
     gradients = _bytes(held.values())
-    activations = costs(recipe, policy).of(load.tokens, load.actions)
+    activations = costs(recipe, policy).of(load.largest.tokens, load.largest.actions)
     if load.micro_batches == 1:
         gradients = max(0, gradients - activations)
     learns = recipe.method == "policy_gradient"

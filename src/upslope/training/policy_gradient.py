@@ -11,6 +11,7 @@ from torch import Tensor
 from upslope import estimators, losses
 from upslope.errors import RecordError
 from upslope.estimators import AdaptiveKL, FixedKL, RunningMean
+from upslope.recipe import AlgorithmSettings
 from upslope.records import Batch, Rollout, Scores, collate
 from upslope.stopwatch import span
 from upslope.training.credit import assign_credit
@@ -160,7 +161,7 @@ def optimise(session: Session, batch: Batch, state: TrainState, scores: Scores |
     lr = set_learning_rate(session.optimizer, recipe.optimizer, step=state.step, total_steps=recipe.training.steps)
     reports: list[UpdateReport] = []
     gap: dict[str, float] = {} if batch.old_logprobs is None else _gap(batch.old_logprobs, batch.engine_logprobs)
-    for piece in _minibatches(session, batch, state.step):
+    for piece in minibatches(batch, settings, seed=recipe.training.seed, step=state.step):
         report = update(
             session.policy,
             session.optimizer,
@@ -190,15 +191,14 @@ def optimise(session: Session, batch: Batch, state: TrainState, scores: Scores |
     return metrics
 
 
-def _minibatches(session: Session, batch: Batch, step: int) -> Iterator[Batch]:
+def minibatches(batch: Batch, settings: AlgorithmSettings, *, seed: int, step: int) -> Iterator[Batch]:
     """Every epoch's minibatches: groups shuffled and kept whole, or the whole batch where there is one."""
-    settings = session.recipe.algorithm
     if settings.minibatches == 1:
         yield from [batch] * settings.epochs
         return
     groups = batch.group.unique()
     for epoch in range(settings.epochs):
-        shuffle = generator(session.recipe.training.seed, "minibatches", step, epoch)
+        shuffle = generator(seed, "minibatches", step, epoch)
         order = groups[torch.randperm(len(groups), generator=shuffle)]
         for part in order.tensor_split(min(settings.minibatches, len(order))):
             rows = torch.isin(batch.group, part).nonzero()[:, 0]
