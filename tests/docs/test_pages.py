@@ -10,6 +10,7 @@ import torch
 from pages import ROOT, Block, blocks, commands, run_page, unlike
 
 import upslope
+from upslope.presets import PRESETS
 
 DOCS = ROOT / "docs"
 
@@ -124,3 +125,42 @@ def test_the_messages_of_the_troubleshooting_page_are_those_of_the_code():
     assert len(messages) == 5
     for piece in (piece.strip() for message in messages for piece in message.split("...")):
         assert piece in source, piece
+
+
+def default(name):
+    """A setting's default in the recipe without a preset's influence on it, where the page calls it so."""
+    section, setting = name.split(".")
+    return getattr(getattr(upslope.Recipe(), section), setting)
+
+
+def test_the_defaults_beside_trls_are_those_of_the_recipe():
+    table = (DOCS / "moving-from-trl.md").read_text().split("## Settings")[1].split("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.count("|") == 5
+    ]
+    compared = 0
+    for _, _, here, shown in rows[2:]:
+        name = re.match(r"`(\w+\.\w+)`[^`]*$", here)
+        if name and re.fullmatch(r"[\d.e-]+|`\"\w+\"`|off", shown):
+            value = default(name[1])
+            assert shown in (str(value), f'`"{value}"`') or (shown == "off" and value in (None, False)), name[1]
+            compared += 1
+    assert compared >= 8
+    ppo = (DOCS / "presets" / "ppo.md").read_text()
+    assert f"| weight of the value loss | {default('algorithm.value_coef')} |" in ppo
+    assert (
+        f"| {default('optimizer.lr'):.0e} constant, value head {default('optimizer.critic_lr'):.0e} |".replace(
+            "e-0", "e-"
+        )
+        in ppo
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_each_preset_page_says_what_it_must(preset):
+    page = (DOCS / "presets" / f"{preset}.md").read_text()
+    sections = ["Formula", "Settings", "Source", "Beside TRL", "When to use it", "What to watch", "Known bias"]
+    assert re.findall(r"^## (.*)$", page, re.MULTILINE) == sections
+    assert "$$" in page.split("## Formula")[1].split("\n## ")[0]
+    assert re.search(r"arXiv:\d{4}\.\d{5}|19\d\d|20\d\d", page.split("## Source")[1].split("\n## ")[0])
+    assert "(../metrics.md)" in page
