@@ -13,7 +13,6 @@ from upslope.policies.sampling import warp
 from upslope.recipe import Recipe
 from upslope.records import Rollout, Scores
 from upslope.report.run import Run
-from upslope.report.trackers import Trackers
 from upslope.rewards import RewardTerm, Scorer
 from upslope.tasks import Task
 from upslope.training.interrupts import Interrupts
@@ -122,7 +121,7 @@ def bandit_session(folder, settings, *, reward=pull, arms=5, stop=None, stack):
         scorer=stack.enter_context(Scorer(task.terms, timeout_s=10, isolation="none")),
         optimizer=make_optimizer(policy.module, recipe.optimizer),
         sampling=sampling_of(recipe),
-        trackers=Trackers(run),
+        trackers=[],
         interrupts=stack.enter_context(Interrupts()),
         state=TrainState(kl_coef=recipe.algorithm.kl_coef),
     )

@@ -126,13 +126,17 @@ def _dropped(steps: Sequence[Metrics]) -> float | None:
 
 
 def _unpaid_kl(steps: Sequence[Metrics]) -> float | None:
-    """By what factor the KL from the reference grew over the window, 0 where the reward rose or the KL is small."""
+    """By what factor the KL from the reference grew over the window, 0 where it is small or the reward paid for it.
+
+    It paid when it rose by a tenth of its standard deviation, so that chance does not hide a policy that runs away.
+    """
     if len(steps) < WINDOW or any("kl" not in metrics for metrics in steps):
         return None
     first, last = list(steps)[:3], list(steps)[-3:]
     before, after = (fmean(metrics["kl"] for metrics in part) for part in (first, last))
-    earned = fmean(metrics["reward"] for metrics in last) - fmean(metrics["reward"] for metrics in first)
-    return 0.0 if earned > 0 or after < 0.1 else after / max(before, 0.01)
+    gain = fmean(metrics["reward"] for metrics in last) - fmean(metrics["reward"] for metrics in first)
+    paid = gain > 0.1 * fmean(metrics["reward_std"] for metrics in steps)
+    return 0.0 if paid or after < 0.1 else after / max(before, 0.01)
 
 
 RULES = (

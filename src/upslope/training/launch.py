@@ -117,7 +117,7 @@ def launch(
             scorer=_scorer(recipe, task, stack),
             optimizer=optimizer,
             sampling=sampling_of(recipe),
-            trackers=opened,
+            trackers=[opened],
             interrupts=stack.enter_context(Interrupts()),
             state=TrainState(kl_coef=recipe.algorithm.kl_coef),
         )

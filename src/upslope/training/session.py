@@ -23,7 +23,7 @@ from upslope.policies.sampling import Sampling
 from upslope.recipe import Recipe
 from upslope.records import Prompt, Rollout
 from upslope.report.run import Run
-from upslope.report.trackers import Trackers
+from upslope.report.trackers import Tracker
 from upslope.rewards import Scorer
 from upslope.tasks import Task
 from upslope.training.alarms import Alarm, Alarms
@@ -76,7 +76,7 @@ class Session:
     scorer: Scorer | None
     optimizer: torch.optim.Optimizer
     sampling: Sampling
-    trackers: Trackers
+    trackers: Sequence[Tracker]
     interrupts: Interrupts
     state: TrainState
     base: str = ""
@@ -124,7 +124,7 @@ class Session:
         """
         self.state = state
         self.run.log("train", step=state.step, **metrics)
-        self.trackers.log(state.step, metrics)
+        self._track(state.step, metrics)
         for alarm in self.alarms.update(metrics):
             self._tell(alarm)
         never_learned = state.step >= self.recipe.training.steps and state.bad_steps == state.step
@@ -135,12 +135,16 @@ class Session:
                 f"{metrics.get('problem', 'unknown')}"
             )
 
+    def _track(self, step: int, values: Mapping[str, Any]) -> None:
+        for tracker in self.trackers:
+            tracker.log(step, values)
+
     def _tell(self, alarm: Alarm) -> None:
         """Put an alarm that begins or ends into the log, and before the trackers as a number and a sentence."""
         begins = alarm.state == "begin"
         self.run.log("alarm", step=self.state.step, **dataclasses.asdict(alarm))
         sentence = f"{alarm.name} {'begins' if begins else 'is over'}: {alarm.text}"
-        self.trackers.log(self.state.step, {f"alarm/{alarm.name}": int(begins), "alarm": sentence})
+        self._track(self.state.step, {f"alarm/{alarm.name}": int(begins), "alarm": sentence})
 
     def log_samples(self, step: int, rollouts: Sequence[Rollout], extras: Mapping[str, Sequence[Any]]) -> None:
         """Keep the first few samples of a step in the run folder."""
@@ -190,7 +194,7 @@ class Session:
         )
         kept = measured.rollouts[: self.recipe.run.samples_per_evaluation]
         self.run.log_samples(state.step, kept, self._pieces(kept), kind="held_out")
-        self.trackers.log(state.step, {f"evaluate/{name}": value for name, value in values.items()})
+        self._track(state.step, {f"evaluate/{name}": value for name, value in values.items()})
         if better and (settings.patience or (self.recipe.run.checkpoint_every_steps and state.step)):
             self.save()
 
