@@ -33,6 +33,7 @@ OPTIONAL = {  # the one module that may import each, inside a function
     "reasoning_gym": "tasks/reasoning_gym.py",
     "wandb": "report/trackers.py",
     "mlflow": "report/trackers.py",
+    "trackio": "report/trackers.py",
     "vllm": "engines/vllm.py",
     "ray": "cluster/ray.py",
     "optuna": "tune/samplers.py",
