@@ -107,7 +107,6 @@ def test_the_model_is_not_loaded_where_its_weights_alone_are_too_many(tmp_path, 
     assert memory.least_bytes(recipe_of(**{"model.name": str(tmp_path)})) == 4 * wanted
     half = {"model.name": str(tmp_path), "dtype": "bfloat16", "model.lora.r": 2}
     assert memory.least_bytes(recipe_of(**half)) == 2 * wanted
-    assert memory.least_bytes(recipe_of()) == 0
 
 
 @pytest.mark.parametrize(("free", "level"), [(3000, "ok"), (2100, "warning"), (1900, "error")])

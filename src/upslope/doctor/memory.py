@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from upslope.doctor.findings import Findings
 from upslope.doctor.live import LiveBytes
@@ -22,8 +21,7 @@ from upslope.engines.local import LocalEngine
 from upslope.evaluation.evaluate import sampling_of
 from upslope.policies.causal import CausalPolicy
 from upslope.policies.linear_head import chunk_rows
-from upslope.policies.loading import load_source
-from upslope.policies.quiet import quiet_transformers
+from upslope.policies.loading import count_weights
 from upslope.policies.tiny import TINY_NAMES
 from upslope.recipe import ModelSettings, Recipe
 from upslope.records import Batch, Prompt
@@ -180,14 +178,9 @@ def runtime_bytes(recipe: Recipe) -> int:
 
 
 def least_bytes(recipe: Recipe) -> int:
-    """Bytes of the model's weights alone, from its config: none is read. 0 for a tiny model."""
-    if recipe.model.name in TINY_NAMES:
-        return 0
-    with torch.device("meta"), quiet_transformers():
-        config = AutoConfig.from_pretrained(load_source(recipe.model.name), trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config)
+    """Bytes of the model's weights alone, by its config. Raises: ModelError as loading it would."""
     half = recipe.model.dtype == "bfloat16" and recipe.model.lora is not None
-    return sum(parameter.numel() for parameter in model.parameters()) * (2 if half else 4)
+    return count_weights(recipe.model.name) * (2 if half else 4)
 
 
 def examine_memory(findings: Findings, found: Forecast) -> None:

@@ -53,17 +53,15 @@ def dry_step(recipe: Recipe, policy: CausalPolicy, engine: LocalEngine, task: Ta
     with _session(recipe, policy, engine, task) as session, timed() as seconds:
         experience = gather(session, step=1)
         metrics: dict[str, Any] = dict(describe(experience))
+        state = dataclasses.replace(session.state, step=1)
         if not experience.rollouts:
-            return DryStep(metrics | {"step_s": sum(seconds.values())}, (), torch.zeros(0))
+            return DryStep(metrics | attempt(session, experience, state)[1], (), torch.zeros(0))
         batch = collate(experience.rollouts)[0].to(policy.device)
         before = _logprobs(session, batch)
         with weights_kept(policy.module):
-            metrics |= attempt(session, experience, dataclasses.replace(session.state, step=1))[1]
-            after = _logprobs(session, batch)
-    if not metrics.get("skipped"):
-        metrics["policy_kl"] = losses.ratio_statistics(after, before).k3
-    metrics["step_s"] = sum(seconds.values())
-    return DryStep(metrics, experience.rollouts, batch.engine_logprobs - before)
+            metrics |= attempt(session, experience, state)[1]
+            metrics["policy_kl"] = losses.ratio_statistics(_logprobs(session, batch), before).k3
+    return DryStep(metrics | {"step_s": sum(seconds.values())}, experience.rollouts, batch.engine_logprobs - before)
 
 
 @contextmanager

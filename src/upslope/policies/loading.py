@@ -188,11 +188,33 @@ def load_model(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
             options |= {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True}
             model, found = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     except Exception as error:  # Transformers raises many kinds; each means that this model cannot be used
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"model {name!r} cannot be loaded: {reason}") from error
+        raise _unusable(name, error) from error
     _check_complete(name, found)
     _make_savable(model)
     return model, tokenizer
+
+
+def count_weights(name: str) -> int:
+    """How many weights a model has, by its config: none is read.
+
+    Raises: ModelError naming what is missing or not loadable.
+    """
+    check_name(name)
+    if name in TINY_NAMES:
+        return sum(parameter.numel() for parameter in tiny_model(name)[0].parameters())
+    source = load_source(name)
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise _unusable(name, error) from error
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _unusable(name: str, error: Exception) -> ModelError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ModelError(f"model {name!r} cannot be loaded: {reason}")
 
 
 def _make_savable(model: PreTrainedModel) -> None:
