@@ -240,3 +240,17 @@ def test_impossible_requests_are_refused(make_engine, kind, engine, policy, samp
     with pytest.raises(ModelError, match="causal policies, not from a str"):
         make_engine().load("tiny-llama", version=0)
     assert engine.sample([], group_size=2, sampling=sampling(), seed=1) == []
+
+
+def test_a_rested_engine_samples_again_once_it_is_loaded(engine, policy, sampling):
+    """Weights and caches given back for an update are taken anew by the next load, and not sampled without before."""
+
+    def draw():
+        return engine.sample(prompts_of(policy), group_size=2, sampling=sampling(), seed=3)
+
+    before = draw()
+    engine.rest()
+    with pytest.raises(ModelError, match=r"call load\(policy"):
+        draw()
+    engine.load(policy, version=3)
+    assert draw() == before

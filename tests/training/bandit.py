@@ -77,6 +77,9 @@ class TableEngine:
         self.policy, self.version = policy, version
 
     @torch.no_grad()
+    def rest(self):
+        pass
+
     def sample(self, prompts, *, group_size, sampling, seed):
         rows = [(g, p, s) for g, p in enumerate(prompts) for s in range(g * group_size, (g + 1) * group_size)]
         keys = row_keys(seed, torch.tensor([p.id for _, p, _ in rows]), torch.tensor([s for _, _, s in rows]))

@@ -53,13 +53,18 @@ class Decoder:
     """
 
     def __init__(self, architecture: Architecture, kernel: str, *, dtype: torch.dtype | None = None) -> None:
-        self.architecture, self.kernel = architecture, kernel
+        self.architecture, self.kernel, self._dtype = architecture, kernel, dtype
         self._attend = make_attend(kernel)
+        self._angles: Rotation = None
+        self.rest()
+
+    def rest(self) -> None:
+        """Forget the linear layers' copies of the weights, until they are loaded again."""
+        kernel, dtype = self.kernel, self._dtype
         self._layers = [
-            _Layer(block, *(make_linear(kernel, dtype=dtype) for _ in range(4))) for block in architecture.blocks
+            _Layer(block, *(make_linear(kernel, dtype=dtype) for _ in range(4))) for block in self.architecture.blocks
         ]
         self._head = make_linear(kernel, dtype=dtype)
-        self._angles: Rotation = None
 
     def load(self) -> None:
         """Take the weights as they are now."""

@@ -36,6 +36,7 @@ class LocalEngine:
         self.backend: Mapping[str, str] = {}
         self._policy: CausalPolicy | None = None
         self._forward: Forward | None = None
+        self._resting = False
 
     def load(self, policy: Policy, *, version: int) -> None:
         """Sample from this policy's present weights from now on, and stamp rollouts with the version.
@@ -51,7 +52,13 @@ class LocalEngine:
                 known = self._choose(policy)
             else:
                 known.load()
-        self._policy, self._forward, self.version = policy, known, version
+        self._policy, self._forward, self._resting, self.version = policy, known, False, version
+
+    def rest(self) -> None:
+        """Give back the memory of caches and copied weights until the next load, before which nothing is sampled."""
+        if self._forward is not None:
+            self._forward.rest()
+        self._resting = True
 
     def _choose(self, policy: CausalPolicy) -> Forward:
         """The decoder where it is proven to compute this model, else Transformers' own forward."""
@@ -102,7 +109,7 @@ class LocalEngine:
         return self._loaded()[1].memory(rows, max_new_tokens=max_new_tokens)
 
     def _loaded(self) -> tuple[CausalPolicy, Forward]:
-        if self._policy is None or self._forward is None:
+        if self._policy is None or self._forward is None or self._resting:
             raise ModelError("the engine has no weights yet; call load(policy, version=...) first")
         return self._policy, self._forward
 

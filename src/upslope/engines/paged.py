@@ -93,6 +93,11 @@ class PagedForward:
         prompts = {row.group: _pages(len(row.prompt.tokens)) for row in rows}
         return sum(sum(sorted(pages)[-self._max_rows :]) for pages in (own, prompts.values()))
 
+    def rest(self) -> None:
+        """Give back the cache and the decoder's copies of the weights, until they are loaded again."""
+        self.drop()
+        self._decoder.rest()
+
     def drop(self) -> None:
         """Give the cache's memory back, and with it what a row of non-finite numbers may have left there."""
         self._cache = None

@@ -50,6 +50,10 @@ class Forward(Protocol):
         """Take the model's weights as they are now, and forget what older ones computed."""
         ...
 
+    def rest(self) -> None:
+        """Give back all memory, copies of weights too, until they are loaded again."""
+        ...
+
     def drop(self) -> None:
         """Give all memory back."""
         ...

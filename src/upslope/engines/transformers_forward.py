@@ -30,6 +30,10 @@ class TransformersForward:
         """Make ready for new rows; the cache grows with them."""
         self.drop()
 
+    def rest(self) -> None:
+        """The weights are the policy's own; only the cache has to go."""
+        self.drop()
+
     def drop(self) -> None:
         """Give the cache's memory back."""
         self._cache = None

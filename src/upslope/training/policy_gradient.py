@@ -30,6 +30,7 @@ def train(session: Session) -> None:
         with timed() as seconds:
             with session.interrupts.allowed():
                 experience = gather(session, step=step)
+            session.engine.rest()  # what it takes serves the update, which comes before it samples again
             state = dataclasses.replace(session.state, step=step, position=experience.position)
             state, metrics = attempt(session, experience, state)
             session.load_engine(step)
