@@ -76,10 +76,10 @@ class TableEngine:
     def load(self, policy, *, version):
         self.policy, self.version = policy, version
 
-    @torch.no_grad()
     def rest(self):
         pass
 
+    @torch.no_grad()
     def sample(self, prompts, *, group_size, sampling, seed):
         rows = [(g, p, s) for g, p in enumerate(prompts) for s in range(g * group_size, (g + 1) * group_size)]
         keys = row_keys(seed, torch.tensor([p.id for _, p, _ in rows]), torch.tensor([s for _, _, s in rows]))
