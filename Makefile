@@ -3,6 +3,7 @@
 # make check        lint, format, types and tests
 # make faults       every fault of the table injected for real (make faults FAULT=sigterm CASE='save 2' SEED=0: one)
 # make docs         the documentation as a site in site/
+# make dist         wheel and sdist in dist/; make dist-check installs the wheel into a clean environment and tries it
 # make bench        every benchmark beside its peers (make bench BENCH=step_grpo: one), after make bench-peers
 # make bench-peers  the peers' own environments in .venv-peers/
 
@@ -16,7 +17,7 @@ export PEERS ?= $(CURDIR)/.venv-peers
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test faults check lint types docs bench bench-peers clean
+.PHONY: quickstart test faults check lint types docs dist dist-check bench bench-peers clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/upslope quickstart
@@ -39,6 +40,16 @@ types: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+dist-check: dist
+	rm -rf build/clean
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	build/clean/bin/python -I tests/packaging/smoke.py src/upslope
 
 bench: $(VENV)/.bench
 	failed=0; for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py || failed=1; done; exit $$failed
