@@ -18,6 +18,7 @@ from upslope.report.run import Run
 from upslope.report.trackers import TRACKERS, Trackers, check_trackers, open_trackers
 
 EXTRAS = ("wandb", "mlflow", "trackio")
+pytestmark = pytest.mark.timeout(600)  # three trackers' packages start up beside ours, 90 s on a busy machine
 
 
 @pytest.fixture
@@ -134,11 +135,10 @@ def problems(run):
 def test_a_tracker_that_fails_in_log_is_closed_and_left_out(run, failing):
     broken, sound = Failing(*failing), Listening()
     trackers = Trackers(run, [broken, sound])
-    with pytest.warns(UserWarning, match="Failing failed and is left out: OSError: log: no answer") as told:
-        for step in (1, 2):
-            trackers.log(step, {})
-        trackers.close()
-    assert len(told) == 1
+    with pytest.warns(UserWarning, match="Failing failed and is left out: OSError: log: no answer"):
+        trackers.log(1, {})
+    trackers.log(2, {})  # a second warning would be an error
+    trackers.close()
     assert broken.calls == ["log", "close"]
     assert sound.steps == [1, 2, "closed"]
     assert problems(run) == [(1, "Failing failed and is left out: OSError: log: no answer")]
@@ -148,10 +148,9 @@ def test_a_tracker_that_fails_in_close_is_told(run):
     broken, sound = Failing("close"), Listening()
     trackers = Trackers(run, [sound, broken])
     trackers.log(3, {})
-    with pytest.warns(UserWarning, match="Failing failed and is left out: OSError: close: no answer") as told:
+    with pytest.warns(UserWarning, match="Failing failed and is left out: OSError: close: no answer"):
         trackers.close()
-        trackers.close()
-    assert len(told) == 1
+    trackers.close()
     assert broken.calls == ["log", "close"]
     assert sound.steps == [3, "closed"]
     assert problems(run) == [(3, "Failing failed and is left out: OSError: close: no answer")]
@@ -222,14 +221,15 @@ def test_wandb_offline(tracked):
     files = sorted((tracked / "whole" / "wandb").glob("offline-run-*/run-*.wandb"))
     assert {file.stem for file in files} == {f"run-{(tracked / 'whole' / 'wandb_id').read_text()}"}
     assert len(files) == 2
-    runs = [[record for record in _wandb_records(file)] for file in files]
+    runs = [list(_wandb_records(file)) for file in files]
     rows = [_items(record.history.item) for run in runs for record in run if record.HasField("history")]
     _expect_all(tracked, lambda name: [(row["step"], row[name]) for row in rows if name in row])
     for records, steps in zip(runs, (2, 3), strict=True):
         (started,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
         config = {item.key: json.loads(item.value_json) for item in started.config.update}
         assert (started.display_name, config["training"]["steps"]) == ("whole", steps)
-        assert [(r.metric.glob_name, r.metric.step_metric) for r in records if r.HasField("metric")][0] == ("*", "step")
+        axis = next(record.metric for record in records if record.HasField("metric"))
+        assert (axis.glob_name, axis.step_metric) == ("*", "step")
 
 
 def _wandb_records(path):
@@ -295,10 +295,9 @@ def test_trackio_in_its_own_database(tracked):
     _installed("trackio")
     path, name = tracked / "trackio" / "uphill.db", (tracked / "whole" / "trackio_name").read_text()
     assert name.startswith("whole-")
-    rows = [
-        (step, json.loads(m)) for step, m in _rows(path, "select step, metrics from metrics where run_name = ?", name)
-    ]
-    _expect_all(tracked, lambda name: [(step, metrics[name]) for step, metrics in rows if name in metrics])
+    rows = _rows(path, "select step, metrics from metrics where run_name = ?", name)
+    logged = [(step, json.loads(metrics)) for step, metrics in rows]
+    _expect_all(tracked, lambda metric: [(step, metrics[metric]) for step, metrics in logged if metric in metrics])
     configs = [json.loads(config) for (config,) in _rows(path, "select config from configs where run_name = ?", name)]
     assert len(configs) == 1
     assert configs[0]["algorithm"]["preset"] == "rloo"

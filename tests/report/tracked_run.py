@@ -1,4 +1,4 @@
-"""A real run with every tracker that is installed, resumed from before its end: `python tracked_run.py ROOT NAME...`."""
+"""A real run with the trackers named, resumed from before its end: `python tracked_run.py ROOT NAME...`."""
 
 from __future__ import annotations
 
