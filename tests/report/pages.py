@@ -95,6 +95,8 @@ def finished(folder, *, steps=5, **options):
     evaluate(run, 0, 4)
     for step in range(1, steps + 1):
         train(run, step, **options)
+        if step == 2:
+            evaluate(run, step, 15, words=("no", " idea"))
     run.log("alarm", step=2, name="entropy_collapse", state="begin", text="entropy fell below 0.1: raise entropy_coef")
     run.log("alarm", step=4, name="entropy_collapse", state="end", text="entropy is back")
     evaluate(run, steps, 30, words=("yes", " indeed"))

@@ -66,7 +66,7 @@ def test_the_page_holds_every_number_of_the_run(run):
     }
     assert (shown["state"], shown["method"], shown["total_steps"]) == ("finished", "ppo", 5)
     assert shown["recipe"] == run.recipe_toml
-    assert len(shown["rollouts"]) == 5 * 4 + 2 * 3
+    assert len(shown["rollouts"]) == 5 * 4 + 3 * 3
 
 
 def test_held_out_results_are_those_of_the_intervals(run):
@@ -79,7 +79,7 @@ def test_held_out_results_are_those_of_the_intervals(run):
     ):
         assert found["gain"][name] == [interval.estimate, interval.low, interval.high]
     assert found["gain"]["num_prompts"] == 40
-    assert [row[:2] for row in found["curve"]] == [[0, 0.1], [5, 0.75]]
+    assert [row[:2] for row in found["curve"]] == [[0, 0.1], [2, 0.375], [5, 0.75]]
 
 
 def test_hostile_text_stays_text(tmp_path):

@@ -96,7 +96,8 @@ def notes(events: Sequence[Event]) -> list[list[Any]]:
 
 
 def _details(event: Event) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in event.items() if name not in _NO_DETAIL)
+    shown = {name: value for name, value in event.items() if name not in _NO_DETAIL}
+    return ", ".join(f"{name} = {v:.4g}" if isinstance(v, float) else f"{name} = {v}" for name, v in shown.items())
 
 
 def _plan(recipe: str, run: Run) -> dict[str, Any]:

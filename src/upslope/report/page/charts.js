@@ -58,7 +58,7 @@ function linesOf(chart) {
 
 function heldOutLines() {
   return shownRuns()
-    .filter((run) => run.held_out.curve.length > 1)
+    .filter((run) => run.held_out.curve.length > 2) // two are told by the table of before and after
     .map((run) => ({
       label: shownRuns().length > 1 ? run.name : "",
       colour: run.colour,
@@ -158,6 +158,12 @@ function readOut(drawn) {
   where.textContent = index === null ? "" : `${curves.axis} ${format(steps[index])}`;
 }
 
+// Labels of an axis: as many decimals as the distance between two ticks asks for.
+function axisLabels(_, ticks, __, ___, distance) {
+  const size = Math.max(...ticks.map(Math.abs)), decimals = Math.max(0, -Math.floor(Math.log10(distance) + 1e-9));
+  return ticks.map((tick) => (tick === 0 ? "0" : size < 1e-3 || size >= 1e6 ? tick.toExponential(1).replace("e+", "e") : tick.toFixed(Math.min(decimals, 6))));
+}
+
 function options(drawn, { series, bands }, width) {
   const axis = { stroke: () => colour("--muted"), grid: { stroke: () => colour("--grid"), width: 1 }, ticks: { show: false },
     font: "11px system-ui, sans-serif" };
@@ -165,12 +171,12 @@ function options(drawn, { series, bands }, width) {
     width, height: HEIGHT, padding: [8, 10, 0, 0], series, bands,
     legend: { show: false },
     scales: { x: { time: false, auto: false }, y: { range: rangeOfY } },
-    axes: [{ ...axis, size: 26, gap: 3 }, { ...axis, size: 50, gap: 4, values: (_, ticks) => ticks.map(format) }],
+    axes: [{ ...axis, size: 26, gap: 3 }, { ...axis, size: 50, gap: 4, values: axisLabels }],
     cursor: {
       y: false,
       points: { size: 7 },
       drag: { x: true, y: false, setScale: false },
-      sync: { key: "steps", setSeries: false, filters: { pub: (kind) => kind === "mousemove" || kind === "mouseleave" } },
+      sync: { key: "steps", scales: ["x", null], setSeries: false, filters: { pub: (kind) => kind === "mousemove" || kind === "mouseleave" } },
       bind: { dblclick: () => () => setZoom(null) },
     },
     hooks: {
@@ -217,7 +223,7 @@ function drawCurves() {
   const flat = wanted.filter(({ lines }) => lines.every(({ y }) => y.every((value) => !value)));
   const live = wanted.filter((one) => !flat.includes(one));
   const signature = JSON.stringify([live.map(({ chart, lines }) => [chart.title, lines.map((line) => [line.label, line.colour])]),
-    curves.smoothing, curves.axis, document.documentElement.dataset.theme]);
+    curves.smoothing, curves.axis]);
   const grid = byId("grid");
   if (signature !== curves.signature) {
     curves.drawn.forEach(({ plot }) => plot.destroy());
@@ -235,6 +241,12 @@ function drawCurves() {
   }
   byId("flat").textContent = flat.length ? `Zero at every step: ${flat.map(({ chart }) => chart.title.toLowerCase()).join(", ")}.` : "";
   setZoom(curves.zoom);
+}
+
+// In other colours.
+function redrawCurves() {
+  curves.signature = null;
+  drawCurves();
 }
 
 function setUpCurves() {

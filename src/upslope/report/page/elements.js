@@ -11,7 +11,7 @@ function element(tag, attributes = {}, ...children) {
     else if (typeof value === "string") made.setAttribute(name, value);
     else made[name] = value;
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return made;
 }
 
@@ -24,7 +24,7 @@ function svg(tag, attributes, ...children) {
 
 function fill(id, ...children) {
   const section = byId(id);
-  section.replaceChildren(...children.flat().filter((child) => child !== null));
+  section.replaceChildren(...children.flat(Infinity).filter((child) => child !== null));
   section.hidden = !section.childNodes.length;
   return section;
 }

@@ -106,9 +106,11 @@ function facts(one) {
     ["ended", { eos: "by itself", stop: "at a stop string", length: "no, it was cut" }[one.stop_reason] ?? one.stop_reason]];
   if (!one.held_out) pairs.push(["group", `${one.group}, sample ${one.sample}`], ["weights of step", one.version]);
   if (Array.isArray(one.kl) || one.kl !== null) pairs.push(["KL of the row", format(Array.isArray(one.kl) ? sum(one.kl) : one.kl * one.ids.length)]);
-  for (const [name, value] of Object.entries(one.terms)) pairs.push([name, format(value)]);
   if (one.failure) pairs.push(["not scored", one.failure]);
-  return element("dl", { class: "facts" }, pairs.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value)))));
+  const list = (kind, entries) => element("dl", { class: kind }, entries.map(([name, value]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, String(value)))));
+  const terms = Object.entries(one.terms).map(([name, value]) => [name, format(value)]);
+  return [list("facts", pairs), terms.length ? list("facts terms", terms) : null];
 }
 
 function showRollout(one) {
@@ -121,17 +123,17 @@ function showRollout(one) {
     element("div", { class: "detail-head" },
       element("strong", {}, `${one.held_out ? "Held-out" : "Training"} prompt ${one.prompt_id}`),
       others.length ? element("button", { onclick: () => compare(one, others) }, "compare with another step") : null),
-    facts(one), promptView(one.prompt), tokenView(run, one, shade),
+    ...facts(one).filter(Boolean), promptView(one.prompt), tokenView(run, one, shade),
     one.pieces === null ? "" : shadeLegend(run, shade));
 }
 
 // From a click on a curve: that step's rollouts, or those of the last step before it that has any.
 function showStep(step) {
   if (step === undefined || step === null || !byId("step-from")) return;
-  const steps = inspectedRun().rollouts.map((one) => one.step).filter((other) => other <= step);
-  const nearest = steps.length ? Math.max(...new Set(steps)) : step;
-  byId("step-from").value = byId("step-to").value = String(nearest);
+  const before = (known, one) => (one.step <= step && one.step > known ? one.step : known);
+  byId("step-from").value = byId("step-to").value = String(inspectedRun().rollouts.reduce(before, 0));
   applyFilters();
+  byId("rollouts").scrollIntoView({ behavior: "smooth" });
 }
 
 function clearFilters() {

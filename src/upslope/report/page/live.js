@@ -14,10 +14,10 @@ function merge(known, run) {
 }
 
 function take({ whole, run, problem }) {
-  byId("connection").textContent = problem ?? "";
+  if (problem) byId("said").textContent = problem;
   if (!run) return;
   const before = data.runs[0], had = before?.rollouts.length ?? 0;
-  data.runs = [adopt(whole || !before ? run : merge(before, run), 0)];
+  data.runs = [whole || !before ? run : merge(before, run)].map(adopt);
   drawAll();
   if (whole || !had) setUpInspector();
   else if (run.rollouts.length) applyFilters({ keep: true });
@@ -28,16 +28,18 @@ async function askToStop() {
   if (!confirm("Save after the step in progress, and stop training?")) return;
   const answer = await fetch("stop", { method: "POST" });
   const said = await answer.json();
-  byId("connection").textContent = said.problem ?? "asked to save and stop";
+  byId("said").textContent = said.problem ?? "asked to save and stop";
 }
 
 function listen() {
   const source = new EventSource("events");
   source.onmessage = (event) => take(JSON.parse(event.data));
-  source.onerror = () => { byId("connection").textContent = "not connected: upslope watch has ended, or is out of reach"; };
+  source.onopen = () => { byId("said").textContent = ""; };
+  source.onerror = () => { byId("said").textContent = "not connected: upslope watch has ended, or is out of reach"; };
 }
 
-data.runs.forEach(adopt);
+data.runs = data.runs.map(adopt);
+setUpHeader();
 setUpCurves();
 drawAll();
 if (data.live) {

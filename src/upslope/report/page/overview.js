@@ -12,24 +12,34 @@ const trainSeconds = (run) => sum(run.metrics.step_s ?? []);
 const progress = (run) => `${run.steps.at(-1) ?? 0}${run.total_steps ? ` of ${run.total_steps}` : ""}`;
 const interval = ([, low, high]) => `[${format(low)}, ${format(high)}]`;
 
-function drawHeader() {
-  const single = data.runs.length === 1 ? data.runs[0] : null;
-  const state = single ? single.state : "";
+// The header's elements stay while its text changes: a button that is being pressed must not be replaced.
+function setUpHeader() {
   fill("header",
-    element("div", { class: "names" }, element("span", { class: "mark" }, "upslope"),
-      element("h1", {}, single ? single.name : data.runs.length ? `${data.runs.length} runs` : "waiting"),
-      single ? element("span", { class: `state ${state.split(" ")[0]}` }, state) : null,
-      element("span", { id: "connection", class: "quiet" })),
+    element("div", { class: "names" }, element("span", { class: "mark" }, "upslope"), element("h1", { id: "name" }),
+      element("span", { id: "state", hidden: true }), element("span", { id: "said", class: "quiet" })),
     element("div", { class: "names" },
-      data.live ? element("button", { id: "stop", class: "stop", disabled: !state.startsWith("training"), onclick: askToStop }, "save and stop") : null,
+      data.live ? element("button", { id: "stop", class: "stop", disabled: true, onclick: askToStop }, "save and stop") : null,
       element("button", { id: "theme", onclick: switchTheme, title: "light or dark" }, "◐")));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawCurves);
+}
+
+function drawHeader() {
+  const [run] = data.runs, single = data.runs.length === 1, state = single ? run.state : "";
+  byId("name").textContent = single ? run.name : data.runs.length ? `${data.runs.length} runs` : "waiting";
+  if (byId("state").textContent !== state) {
+    byId("state").textContent = state;
+    byId("state").className = `state ${state.split(" ")[0]}`;
+    byId("state").hidden = !state;
+    byId("said").textContent = "";
+  }
+  if (data.live) byId("stop").disabled = !state.startsWith("training");
 }
 
 function switchTheme() {
   const root = document.documentElement;
   const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = dark ? "light" : "dark";
-  drawCurves();
+  redrawCurves();
 }
 
 function tile(name, value, detail) {
@@ -116,7 +126,9 @@ function drawTime() {
 }
 
 function drawRecipe() {
-  const known = data.runs.filter((run) => run.recipe);
+  const known = data.runs.filter((run) => run.recipe), recipes = JSON.stringify(known.map((run) => run.recipe));
+  if (byId("recipe").dataset.shown === recipes) return; // what is unfolded stays so
+  byId("recipe").dataset.shown = recipes;
   fill("recipe", known.length ? [heading("Recipe", "every setting as resolved"), known.map((run) => element("details", { class: "card" },
     element("summary", {}, `${run.folder}/recipe.toml`), element("pre", {}, run.recipe)))] : []);
 }
@@ -128,6 +140,7 @@ function drawNotes() {
       element("td", { class: "nowrap" }, `step ${step}`), element("td", { class: "nowrap" }, element("b", {}, what)), element("td", {}, details)))))] : []);
 }
 
-function adopt(run, index) {
-  return Object.assign(run, { colour: index, shown: true });
+function adopt(run, index, runs) {
+  const alone = runs.filter((other) => other.name === run.name).length === 1;
+  return { ...run, name: alone ? run.name : run.folder, colour: index, shown: true };
 }
