@@ -18,4 +18,5 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def _mathml(formula: str, *, block: bool) -> str:
-    return convert(html.unescape(formula).strip(), display="block" if block else "inline")
+    mathml = convert(html.unescape(formula).strip(), display="block" if block else "inline")
+    return f'<div style="overflow-x: auto">{mathml}</div>' if block else mathml  # a narrow window scrolls it
