@@ -1,6 +1,6 @@
 """The doctor's memory forecast beside the measured peak of real runs: python benchmarks/forecast.py [RECIPE ...].
 
-Each recipe trains for three steps in a process of its own, whose peak (VmHWM) is read; the forecast comes from another
+Each recipe trains for two steps in a process of its own, whose peak (VmHWM) is read; the forecast comes from another
 process, that of `upslope doctor`. Without arguments: the quickstart's recipe and those in forecast/.
 """
 
@@ -20,7 +20,7 @@ from harness import FOLDER, GIB
 from results import RESULTS, machine
 from worker import peak_bytes
 
-STEPS = 3
+STEPS = 2
 COLUMNS = ("recipe", "forecast GiB", "measured GiB", "forecast / measured")
 
 

@@ -26,11 +26,12 @@ class MicroBatch:
 class Load:
     """One step where no row ends before sampling.max_new_tokens (supervised: its demonstrations as they are).
 
-    prompts are the step's, encoded. One optimiser step has at most so many micro_batches and computes at most
-    step_tokens, the prompt of a group once.
+    prompts are the step's and held_out those of an evaluation, all encoded. One optimiser step has at most so many
+    micro_batches and computes at most step_tokens, the prompt of a group once.
     """
 
     prompts: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
     rows: int
     largest: MicroBatch
     micro_batches: int
@@ -42,6 +43,7 @@ def load_of(recipe: Recipe, policy: CausalPolicy, task: Task) -> Load:
     training, count = recipe.training, recipe.training.prompts_per_step
     order = data_order(training.seed, position=0, count=count, size=len(task.prompts))
     prompts = [policy.encode(task.prompts[index]) for index in order]
+    held_out = task.eval_prompts[: recipe.evaluation.num_prompts] if recipe.evaluation.every_steps else ()
     learns = recipe.method == "policy_gradient"
     rollouts = _full_length(prompts, recipe) if learns else _demonstrations(prompts, recipe, policy)
     batch, _ = collate(rollouts)
@@ -49,6 +51,7 @@ def load_of(recipe: Recipe, policy: CausalPolicy, task: Task) -> Load:
     cut = [_micro_batches(part, policy, training.micro_batch_tokens) for part in steps]
     return Load(
         prompts=tuple(prompts),
+        held_out=tuple(policy.encode(prompt) for prompt in held_out),
         rows=len(rollouts),
         largest=max((piece for pieces in cut for piece in pieces), key=lambda piece: piece.tokens),
         micro_batches=max(len(pieces) for pieces in cut),

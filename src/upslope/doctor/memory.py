@@ -77,32 +77,47 @@ class Forecast:
 
 
 def forecast(recipe: Recipe, policy: CausalPolicy, engine: LocalEngine, load: Load, *, runtime: int) -> Forecast:
-    """The peak of a run from the second step on, when the optimiser has its moments.
+    """The peak of a run from the second step on, when the optimiser has its moments; a part that is gone by then is 0.
 
-    runtime: what the process holds before the model. With one micro-batch an optimiser step, gradients take the place
-    of the activations that the backward pass lets go; with several, those of the first are there in the second.
+    runtime: what the process holds before the model. While a policy gradient learns, the engine rests: the peak is that
+    of sampling or of the update, whichever takes more.
     """
-    held = trainable(policy.module)
-    gradients = _bytes(held.values())
-    activations = costs(recipe, policy).of(load.largest.tokens, load.largest.actions)
-    if load.micro_batches == 1:
-        gradients = max(0, gradients - activations)
+    held = _bytes(trainable(policy.module).values())
     learns = recipe.method == "policy_gradient"
     weights = _bytes(policy.model.parameters()) + _bytes(policy.model.buffers())
-    engine_weights, cache = engine.memory(
-        load.prompts, group_size=recipe.algorithm.group_size, max_new_tokens=recipe.sampling.max_new_tokens
-    )
+    sampling, update = _sampling(recipe, engine, load), _update(recipe, policy, load, held)
+    if learns:
+        (sampling if sum(sampling.values()) < sum(update.values()) else update).clear()
+    nothing = dict.fromkeys(("engine_weights", "cache", "gradients", "activations"), 0)
     return Forecast(
         runtime=runtime,
         weights=weights,
         reference=weights if learns and recipe.algorithm.needs_reference and recipe.model.lora is None else 0,
         critic=_bytes(p for name, p in policy.module.named_parameters() if is_critic(name)),
-        optimiser=_MOMENTS * _bytes(held.values()),
-        engine_weights=engine_weights,
-        cache=cache if learns else 0,
-        gradients=gradients,
-        activations=activations,
+        optimiser=_MOMENTS * held,
+        **{**nothing, **sampling, **update},
     )
+
+
+def _sampling(recipe: Recipe, engine: LocalEngine, load: Load) -> dict[str, int]:
+    """What the engine takes, for a step's prompts or an evaluation's."""
+    group = recipe.algorithm.group_size if recipe.method == "policy_gradient" else 0
+    new = recipe.sampling.max_new_tokens
+    kept = [
+        engine.memory(each, group_size=n, max_new_tokens=new) for each, n in ((load.prompts, group), (load.held_out, 1))
+    ]
+    return {"engine_weights": kept[0][0], "cache": max(cache for _, cache in kept)}
+
+
+def _update(recipe: Recipe, policy: CausalPolicy, load: Load, gradients: int) -> dict[str, int]:
+    """What the largest micro-batch takes, and the gradients beside it.
+
+    With one micro-batch an optimiser step, gradients take the place of the activations that the backward pass lets go;
+    with several, those of the first are there in the second.
+    """
+    activations = costs(recipe, policy).of(load.largest.tokens, load.largest.actions)
+    beside = gradients if load.micro_batches > 1 else max(0, gradients - activations)
+    return {"gradients": beside, "activations": activations}
 
 
 def costs(recipe: Recipe, policy: CausalPolicy) -> Costs:

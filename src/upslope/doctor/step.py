@@ -58,6 +58,7 @@ def dry_step(recipe: Recipe, policy: CausalPolicy, engine: LocalEngine, task: Ta
             return DryStep(metrics | attempt(session, experience, state)[1], (), torch.zeros(0))
         batch = collate(experience.rollouts)[0].to(policy.device)
         before = _logprobs(session, batch)
+        engine.rest()
         with weights_kept(policy.module):
             metrics |= attempt(session, experience, state)[1]
             metrics["policy_kl"] = losses.ratio_statistics(_logprobs(session, batch), before).k3

@@ -43,7 +43,7 @@ class TransformersForward:
         config = self._policy.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        width = max(len(row.prompt.tokens) for row in rows) + max_new_tokens
+        width = max((len(row.prompt.tokens) for row in rows), default=0) + max_new_tokens
         per_token = 2 * config.num_hidden_layers * heads * dim * self._policy.model.dtype.itemsize
         return 0, min(len(rows), self._max_rows) * width * per_token
 
