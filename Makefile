@@ -1,7 +1,9 @@
 # make quickstart   set up and train a real model on the embedded default
 # make test         set up and pass the tests
 # make check        lint, format, types and tests
+# make faults       every fault of the table injected for real (make faults FAULT=sigterm CASE='save 2' SEED=0: one)
 # make docs         the documentation as a site in site/
+# make dist         wheel and sdist in dist/; make dist-check installs the wheel into a clean environment and tries it
 # make bench        every benchmark beside its peers (make bench BENCH=step_grpo: one), after make bench-peers
 # make bench-peers  the peers' own environments in .venv-peers/
 
@@ -10,17 +12,22 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 
 BENCH ?= rollout step_grpo step_ppo update memory scaling startup scan soak quickstart gymnasium_ppo
+SEED ?= 0
 export PEERS ?= $(CURDIR)/.venv-peers
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test check lint types docs bench bench-peers clean
+.PHONY: quickstart test faults check lint types docs dist dist-check bench bench-peers clean
 
 quickstart: $(VENV)/.runtime
 	$(BIN)/upslope quickstart
 
 test: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+faults: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m faults --seed $(SEED) \
+		$(if $(FAULT),--fault $(FAULT)) $(if $(CASE),--case '$(CASE)')
 
 check: lint types test
 
@@ -32,11 +39,20 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.dev
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+dist-check: dist
+	rm -rf build/clean
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	build/clean/bin/python -I tests/packaging/smoke.py src/upslope
+
 bench: $(VENV)/.bench
-	for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	failed=0; for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py || failed=1; done; exit $$failed
 
 bench-peers: $(PEERS)/trl/.installed $(PEERS)/trl_ppo/.installed $(PEERS)/torchrl/.installed
 

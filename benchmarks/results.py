@@ -127,7 +127,10 @@ def report(
     results: Path = RESULTS,
     notes: Sequence[str] = (),
 ) -> None:
-    """Print the table and write results/BENCHMARK.json."""
+    """Print the table and write results/BENCHMARK.json.
+
+    Raises: SystemExit, once that is done, where a side could not run: a benchmark without its peer is no benchmark.
+    """
     document = {
         "benchmark": benchmark,
         "measured": datetime.date.today().isoformat(),
@@ -140,6 +143,8 @@ def report(
     results.mkdir(parents=True, exist_ok=True)
     (results / f"{benchmark}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(f"\n{benchmark}\n\n{described(document)}", flush=True)
+    if failed := {case[f"{side}_name"] for case in cases for side in ("upslope", "peer") if case[f"{side}_problem"]}:
+        raise SystemExit(f"{benchmark}: {', '.join(sorted(failed))} could not run")
 
 
 def described(document: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ LAYERS = [
     ("tasks", "search"),
     ("evaluation",),
     ("training",),
-    ("tune", "compress", "serve"),
+    ("doctor", "tune", "compress", "serve"),
     ("cli",),
 ]
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
@@ -35,6 +35,7 @@ OPTIONAL = {  # the one module that may import each, inside a function
     "rouge_score": "rewards/overlap.py",
     "wandb": "report/trackers.py",
     "mlflow": "report/trackers.py",
+    "trackio": "report/trackers.py",
     "vllm": "engines/vllm.py",
     "ray": "cluster/ray.py",
     "optuna": "tune/samplers.py",

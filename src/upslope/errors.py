@@ -7,6 +7,7 @@ UpslopeError
 ├── RecordError      a rollout or batch whose lengths, ids or numbers contradict each other
 ├── RewardError      a reward function that cannot be called, or that failed on every sample
 ├── CheckpointError  a checkpoint or run folder that is missing, damaged or in use
+├── OutOfMemoryError memory that a run needs and the system refuses
 ├── KernelError      compiled kernels that were asked for and cannot be had on this machine
 ├── DivergenceError  a training run whose losses or gradients stayed non-finite
 └── DependencyError  an optional package that is not installed; names the extra that brings it
@@ -45,6 +46,10 @@ class CheckpointError(UpslopeError):
 
 class DivergenceError(UpslopeError):
     """Training produced non-finite losses or gradients too many times in a row."""
+
+
+class OutOfMemoryError(UpslopeError, MemoryError):
+    """The system refuses memory that the run needs."""
 
 
 class KernelError(UpslopeError):

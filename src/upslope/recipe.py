@@ -298,6 +298,7 @@ class RunSettings(_Section):
     checkpoint_every_steps: PositiveInt | None = 50
     keep_last: PositiveInt = 2
     samples_per_step: NonNegativeInt = 4
+    samples_per_evaluation: NonNegativeInt = 16
 
 
 class Recipe(_Section):

@@ -264,3 +264,17 @@ def test_no_row_outgrows_the_context(engine, policy, sampling):
         engine.sample([prompt], group_size=1, sampling=sampling(max_new_tokens=room + 1), seed=1)
     (rollout,) = engine.sample([prompt], group_size=1, sampling=sampling(0.0, max_new_tokens=room), seed=1)
     assert len(rollout.actions) == room or rollout.terminated
+
+
+def test_a_rested_engine_samples_again_once_it_is_loaded(engine, policy, sampling):
+    """Weights and caches given back for an update are taken anew by the next load, and not sampled without before."""
+
+    def draw():
+        return engine.sample(prompts_of(policy), group_size=2, sampling=sampling(), seed=3)
+
+    before = draw()
+    engine.rest()
+    with pytest.raises(ModelError, match=r"call load\(policy"):
+        draw()
+    engine.load(policy, version=3)
+    assert draw() == before

@@ -22,23 +22,3 @@ def rollout():
         )
 
     return make
-
-
-def processes_of_group(group):
-    """Ids of the living processes of a process group, from /proc."""
-    from pathlib import Path
-
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
-@pytest.fixture
-def group_members():
-    return processes_of_group

@@ -8,31 +8,15 @@ import sys
 import threading
 import time
 
-import faulty
 import pytest
 
+from faults import hostile
+from faults.hostile import FAILS_WHOLE_CALL, FAULTS
+from faults.processes import group_members, recording
+from faults.processes import survivors as survivors_of
 from upslope.errors import RewardError
 from upslope.rewards import RewardTerm, Scorer, count_failures, process
 
-FAULTS = {
-    "raises": "raised ValueError",
-    "none": "no reward applies",
-    "nan": "returned nan",
-    "wrong length": "returned a list of the wrong length",
-    "str": "returned str",
-    "huge": "returned a number beyond float32",
-    "hangs": "timed out after 0.6 s",
-    "sys.exit": "raised SystemExit",
-    "os._exit": "ended its process with exit code 7",
-    "2 GB": "raised MemoryError",
-    "10 MB of output": None,
-    "fork": None,
-    "fork that stays": None,
-    "fork, then dies": "ended its process with exit code 8",
-    "thread": None,
-    "slow": None,
-}
-FAILS_WHOLE_CALL = {"raises", "wrong length", "hangs", "sys.exit", "os._exit", "2 GB", "fork, then dies"}
 SURVIVABLE_HERE = {"raises", "none", "nan", "wrong length", "str", "huge", "sys.exit", "slow"}
 
 
@@ -41,29 +25,16 @@ def scorer(function, **settings):
 
 
 @pytest.fixture
-def survivors(monkeypatch, group_members):
+def survivors(monkeypatch):
     """A function giving the ids of living processes of every worker this test started, once they had time to die."""
     groups = []
-
-    class Recorded(subprocess.Popen):
-        def __init__(self, *arguments, **settings):
-            super().__init__(*arguments, **settings)
-            groups.append(self.pid)
-
-    monkeypatch.setattr(process.subprocess, "Popen", Recorded)
-
-    def living():
-        deadline = time.monotonic() + 2
-        while time.monotonic() < deadline and any(map(group_members, groups)):
-            time.sleep(0.02)
-        return [pid for group in groups for pid in group_members(group)]
-
-    return living
+    monkeypatch.setattr(process.subprocess, "Popen", recording(groups))
+    return lambda: survivors_of(groups)
 
 
 def reason_of(fault):
     reason = FAULTS[fault]
-    return reason if reason in (None, "no reward applies") else f"f: {reason}"
+    return reason if reason in (None, "no reward applies") else f"f: {reason}".format(0.6)
 
 
 def check_good(rollouts):
@@ -73,9 +44,9 @@ def check_good(rollouts):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_row_fault_excludes_its_sample_only(fault, rollout, survivors, group_members, caplog):
+def test_row_fault_excludes_its_sample_only(fault, rollout, survivors, caplog):
     """CHECKS 40: the faulty row fails with its reason, its neighbours are scored, and so is the next batch."""
-    with scorer(faulty.row) as scoring:
+    with scorer(hostile.row) as scoring:
         before, bad, after = scoring.score([rollout("good"), rollout(fault), rollout("good")])
         assert bad.failure == reason_of(fault)
         assert bad.rewards == (() if FAULTS[fault] else (0.0, 0.0, 1.0))
@@ -88,7 +59,7 @@ def test_row_fault_excludes_its_sample_only(fault, rollout, survivors, group_mem
 @pytest.mark.parametrize("fault", FAULTS)
 def test_batch_fault_excludes_the_rows_it_spoils(fault, rollout, survivors):
     """CHECKS 40: a call that fails takes all its rows along, a bad value only its own; the next call is scored."""
-    with scorer(faulty.batch) as scoring:
+    with scorer(hostile.batch) as scoring:
         scored = scoring.score([rollout("good"), rollout(fault), rollout("good")])
         failures = [row.failure for row in scored]
         if fault in FAILS_WHOLE_CALL:
@@ -103,7 +74,7 @@ def test_batch_fault_excludes_the_rows_it_spoils(fault, rollout, survivors):
 
 @pytest.mark.parametrize("fault", sorted(SURVIVABLE_HERE))
 def test_isolation_none_gives_the_same_verdicts(fault, rollout):
-    with scorer(faulty.row, isolation="none") as scoring:
+    with scorer(hostile.row, isolation="none") as scoring:
         before, bad, after = scoring.score([rollout("good"), rollout(fault), rollout("good")])
     assert bad.failure == reason_of(fault)
     check_good([before, after])
@@ -115,7 +86,7 @@ def test_off_the_main_thread(fault, rollout):
     results = []
 
     def score():
-        with scorer(faulty.row) as scoring:
+        with scorer(hostile.row) as scoring:
             results.extend(scoring.score([rollout("good"), rollout(fault), rollout("good")]))
 
     thread = threading.Thread(target=score)
@@ -126,7 +97,7 @@ def test_off_the_main_thread(fault, rollout):
 
 
 def test_async_function_that_blocks_the_loop_fails_what_was_unfinished(rollout):
-    with scorer(faulty.blocking, timeout_s=0.3) as scoring:
+    with scorer(hostile.blocking, timeout_s=0.3) as scoring:
         rows = scoring.score([rollout("good"), rollout("hangs")])
         assert rows[1].failure == "f: timed out after 0.3 s"
         check_good(scoring.score([rollout("good"), rollout("slow")]))
@@ -134,7 +105,7 @@ def test_async_function_that_blocks_the_loop_fails_what_was_unfinished(rollout):
 
 
 def test_killed_worker_is_replaced(rollout):
-    with scorer(faulty.row) as scoring:
+    with scorer(hostile.row) as scoring:
         check_good(scoring.score([rollout("good")]))
         os.kill(scoring._worker._process.pid, signal.SIGKILL)
         time.sleep(0.1)
@@ -142,7 +113,7 @@ def test_killed_worker_is_replaced(rollout):
 
 
 def test_close_twice_and_score_again(rollout):
-    scoring = scorer(faulty.row)
+    scoring = scorer(hostile.row)
     check_good(scoring.score([rollout("good")]))
     scoring.close()
     scoring.close()
@@ -206,7 +177,7 @@ if "forever" in sys.argv:
 
 
 @pytest.mark.parametrize("way", ["file", "stdin"])
-def test_scripts_without_a_main_guard(way, tmp_path, group_members):
+def test_scripts_without_a_main_guard(way, tmp_path):
     """Functions, lambdas and globals of `__main__` work, the worker imports no torch, and none survives the exit."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -217,7 +188,7 @@ def test_scripts_without_a_main_guard(way, tmp_path, group_members):
     assert group_members(int(worker)) == []
 
 
-def test_worker_follows_a_killed_trainer(tmp_path, group_members):
+def test_worker_follows_a_killed_trainer(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     with subprocess.Popen([sys.executable, str(script), "forever"], stdout=subprocess.PIPE, text=True) as trainer:
@@ -233,7 +204,7 @@ def test_worker_follows_a_killed_trainer(tmp_path, group_members):
 
 def test_interrupt_leaves_no_stale_answer(rollout):
     """A Ctrl-C in the middle of scoring must not shift the answers of the next batch by one row."""
-    with Scorer([RewardTerm(faulty.row, name="f")], timeout_s=20) as scoring:
+    with Scorer([RewardTerm(hostile.row, name="f")], timeout_s=20) as scoring:
         timer = threading.Timer(0.3, signal.raise_signal, (signal.SIGINT,))
         timer.start()
         with pytest.raises(KeyboardInterrupt):

@@ -76,6 +76,9 @@ class TableEngine:
     def load(self, policy, *, version):
         self.policy, self.version = policy, version
 
+    def rest(self):
+        pass
+
     @torch.no_grad()
     def sample(self, prompts, *, group_size, sampling, seed):
         rows = [(g, p, s) for g, p in enumerate(prompts) for s in range(g * group_size, (g + 1) * group_size)]

@@ -311,7 +311,7 @@ def test_a_broken_tracker_is_left_out(tmp_path):
         def close(self):
             pass
 
-    with pytest.warns(UserWarning, match="Broken failed and is left out: disk full"):
+    with pytest.warns(UserWarning, match="Broken failed and is left out: OSError: disk full"):
         run = train(tmp_path, trackers=[Broken()])
     assert run.last_step == 2
     assert len(list(run.events("tracker_failed"))) == 1

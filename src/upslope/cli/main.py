@@ -9,12 +9,25 @@ import typer
 from rich.console import Console
 
 from upslope import __version__
-from upslope.cli import evaluate, fetch, generate, predict, presets, quickstart, resume, train
+from upslope.cli import (
+    doctor,
+    evaluate,
+    fetch,
+    generate,
+    init,
+    predict,
+    presets,
+    quickstart,
+    report,
+    resume,
+    train,
+    watch,
+)
 from upslope.errors import UpslopeError
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Reinforcement learning for language models, from a laptop to a cluster.",
@@ -25,7 +38,11 @@ app.command()(resume.resume)
 app.command()(generate.generate)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
+app.command()(report.report)
+app.command()(watch.watch)
 app.command()(presets.presets)
+app.command()(init.init)
+app.command()(doctor.doctor)
 app.command()(fetch.fetch)
 
 

@@ -50,7 +50,10 @@ class LiveProgress:
             self._live.start()
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Show one step, or remember an evaluation."""
+        """Show one step or one alarm, or remember an evaluation."""
+        if "alarm" in values:
+            self._print(f"step {step}: alarm: {values['alarm']}")
+            return
         if "evaluate/metric" in values:
             self._metric = f"{values['evaluate/metric']:.3f} at step {step}"
             if self._live:
@@ -67,8 +70,7 @@ class LiveProgress:
         if self._live:
             self._live.update(self._table())
         else:
-            line = "  ".join(f"{name} {value}" for name, value in self._shown.items() if value)
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._print("  ".join(f"{name} {value}" for name, value in self._shown.items() if value))
 
     def close(self) -> None:
         """Leave the last picture on the screen."""
@@ -82,8 +84,12 @@ class LiveProgress:
         """Close; an interrupt ends the program with status 130, after saying how to go on."""
         self.close()
         if isinstance(error, KeyboardInterrupt):
-            self._console.print(str(error) or "stopped", highlight=False, markup=False, soft_wrap=True)
+            self._print(str(error) or "stopped")
             raise typer.Exit(130) from None
+
+    def _print(self, line: str) -> None:
+        """A line of its own; above the table where there is one."""
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _row(self, step: int, values: Mapping[str, Any]) -> dict[str, str]:
         elapsed = time.monotonic() - self._started

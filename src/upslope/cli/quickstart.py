@@ -7,7 +7,7 @@ import shutil
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,7 +16,7 @@ from rich.table import Table
 from upslope.cli.progress import LiveProgress, duration
 
 if TYPE_CHECKING:
-    from upslope.evaluation.intervals import Interval
+    from upslope.evaluation.held_out import Gain
     from upslope.report.run import Run
 
 
@@ -54,35 +54,30 @@ def quickstart(
 
 def report(console: Console, run: Run) -> None:
     """The table of before and after, where things lie, what to try next, and one line for scripts."""
-    from upslope.evaluation.intervals import mean_interval, paired_gain
+    from upslope.evaluation.held_out import gain
 
-    first, last = _evaluations(run)
-    common = sorted(first["values"].keys() & last["values"].keys())
-    before, after = ([event["values"][prompt] for prompt in common] for event in (first, last))
-    gain = paired_gain(before, after)
+    found = gain(list(run.events("evaluate")))
+    assert found is not None, "a quickstart measures the same prompts before and after"
     table = Table("held-out prompts", "metric", "95% interval", box=None, pad_edge=False)
-    for name, interval in (("before", mean_interval(before)), ("after", mean_interval(after)), ("gain", gain)):
+    for name, interval in (("before", found.before.interval), ("after", found.after.interval), ("gain", found.gain)):
         table.add_row(
-            f"{name} ({len(common)})", f"{interval.estimate:.3f}", f"[{interval.low:.3f}, {interval.high:.3f}]"
+            f"{name} ({found.before.num_prompts})",
+            f"{interval.estimate:.3f}",
+            f"[{interval.low:.3f}, {interval.high:.3f}]",
         )
     console.print()
     console.print(table)
     console.print(f"\nThe run lies in {run.folder}. Try next:", highlight=False)
     for command in _next_commands(run):
         console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
-    console.print(_summary(run, before, after, gain), highlight=False, markup=False, soft_wrap=True)
-
-
-def _evaluations(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    events = list(run.events("evaluate"))
-    return events[0], events[-1]
+    console.print(_summary(run, found), highlight=False, markup=False, soft_wrap=True)
 
 
 def _next_commands(run: Run) -> list[str]:
     return [
         f"{_command('upslope')} generate {run.folder} '48 + 27' --system 'Answer with the number only.'",
         f"{_command('upslope')} quickstart --set preset=grpo",
-        f"{_command('tensorboard')} --logdir {run.folder}/tensorboard",
+        f"{_command('upslope')} report {run.folder}",
     ]
 
 
@@ -95,9 +90,10 @@ def _command(name: str) -> str:
     return str(own.relative_to(Path.cwd())) if own.is_relative_to(Path.cwd()) else str(own)
 
 
-def _summary(run: Run, before: list[float], after: list[float], gain: Interval) -> str:
+def _summary(run: Run, found: Gain) -> str:
     train_s = next(event["train_s"] for event in run.events("finished"))
+    before, after, gain = found.before.interval, found.after.interval, found.gain
     return (
-        f"quickstart: before={sum(before) / len(before):.2f} after={sum(after) / len(after):.2f} "
+        f"quickstart: before={before.estimate:.2f} after={after.estimate:.2f} "
         f"gain={gain.estimate:.2f} ci=[{gain.low:.2f}, {gain.high:.2f}] train_s={train_s:.0f}"
     )

@@ -53,13 +53,18 @@ class Decoder:
     """
 
     def __init__(self, architecture: Architecture, kernel: str, *, dtype: torch.dtype | None = None) -> None:
-        self.architecture, self.kernel = architecture, kernel
+        self.architecture, self.kernel, self._dtype = architecture, kernel, dtype
         self._attend = make_attend(kernel)
+        self._angles: Rotation = None
+        self.rest()
+
+    def rest(self) -> None:
+        """Forget the linear layers' copies of the weights, until they are loaded again."""
+        kernel, dtype = self.kernel, self._dtype
         self._layers = [
-            _Layer(block, *(make_linear(kernel, dtype=dtype) for _ in range(4))) for block in architecture.blocks
+            _Layer(block, *(make_linear(kernel, dtype=dtype) for _ in range(4))) for block in self.architecture.blocks
         ]
         self._head = make_linear(kernel, dtype=dtype)
-        self._angles: Rotation = None
 
     def load(self) -> None:
         """Take the weights as they are now."""
@@ -70,6 +75,12 @@ class Decoder:
             _load(layer.up, block.up)
             _load(layer.down, (block.down,))
         _load(self._head, (self.architecture.head,))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the linear layers' own copies of the weights."""
+        layers = [linear for layer in self._layers for linear in (layer.qkv, layer.out, layer.up, layer.down)]
+        return sum(linear.nbytes for linear in (*layers, self._head))
 
     def prefill(self, cache: PageCache, prompts: Sequence[Prefill]) -> Tensor:
         """Compute prompts into their pages; logits [n, V] after the last token of each."""

@@ -22,6 +22,10 @@ class Engine(Protocol):
         """Take the policy's present weights; rollouts carry the version, and caches of older weights are dropped."""
         ...
 
+    def rest(self) -> None:
+        """Give back the memory of weights and caches until the next load, before which nothing is sampled."""
+        ...
+
     def sample(self, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int) -> list[Rollout]:
         """group_size rollouts of every prompt, groups in the order of the prompts.
 

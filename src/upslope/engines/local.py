@@ -41,6 +41,7 @@ class LocalEngine:
         self.backend: Mapping[str, str] = {}
         self._policy: Writer | None = None
         self._forward: Forward | None = None
+        self._resting = False
 
     def load(self, policy: Policy, *, version: int) -> None:
         """Sample from this policy's present weights from now on, and stamp rollouts with the version.
@@ -56,7 +57,13 @@ class LocalEngine:
                 known = self._choose(policy)
             else:
                 known.load()
-        self._policy, self._forward, self.version = policy, known, version
+        self._policy, self._forward, self._resting, self.version = policy, known, False, version
+
+    def rest(self) -> None:
+        """Give back the memory of caches and copied weights until the next load, before which nothing is sampled."""
+        if self._forward is not None:
+            self._forward.rest()
+        self._resting = True
 
     def _choose(self, policy: Writer) -> Forward:
         """The decoder where it is proven to compute this model, else Transformers' own forward."""
@@ -107,8 +114,16 @@ class LocalEngine:
             "every answer (algorithm.expected) can only be listed by a classifier, not where text is written"
         )
 
+    def memory(self, prompts: Sequence[Prompt], *, group_size: int, max_new_tokens: int) -> tuple[int, int]:
+        """Bytes of the engine's own copies of the weights, and of the cache that sampling these prompts takes at most.
+
+        Raises: ModelError before a policy is loaded.
+        """
+        rows = [Row(prompt, group, i) for group, prompt in enumerate(prompts) for i in range(group_size)]
+        return self._loaded()[1].memory(rows, max_new_tokens=max_new_tokens)
+
     def _loaded(self) -> tuple[Writer, Forward]:
-        if self._policy is None or self._forward is None:
+        if self._policy is None or self._forward is None or self._resting:
             raise ModelError("the engine has no weights yet; call load(policy, version=...) first")
         return self._policy, self._forward
 

@@ -52,8 +52,7 @@ class PagedForward:
         assert not self._own
         assert not self._prompts
         self._max_new_tokens = max_new_tokens
-        layers = len(self._decoder.architecture.blocks)
-        page_bytes = PageCache.page_bytes(layers=layers, heads=self._heads, dtype=self._weight.dtype)
+        layers, page_bytes = len(self._decoder.architecture.blocks), self._page_bytes
         budget = self._cache_bytes // page_bytes
         needs = {row.prompt.id: self._need(row.prompt) for row in rows}
         prompt, need = max(needs.items(), key=lambda pair: pair[1])
@@ -69,6 +68,16 @@ class PagedForward:
                 layers=layers, heads=self._heads, capacity=wanted, dtype=self._weight.dtype, device=self._weight.device
             )
 
+    @property
+    def _page_bytes(self) -> int:
+        layers = len(self._decoder.architecture.blocks)
+        return PageCache.page_bytes(layers=layers, heads=self._heads, dtype=self._weight.dtype)
+
+    def memory(self, rows: Sequence[Row], *, max_new_tokens: int) -> tuple[int, int]:
+        """Bytes of the decoder's own copies of the weights, and of the cache that `start` would make."""
+        cache = self._demand(rows, max_new_tokens) * self._page_bytes
+        return self._decoder.weight_bytes, min(self._cache_bytes, cache)
+
     def load(self) -> None:
         """Take the model's weights as they are now; no page of older ones is known any more, for no row holds one."""
         self._decoder.load()
@@ -83,6 +92,11 @@ class PagedForward:
         own = [_own_pages(len(row.prompt.tokens), max_new_tokens) for row in rows]
         prompts = {row.group: _pages(len(row.prompt.tokens)) for row in rows}
         return sum(sum(sorted(pages)[-self._max_rows :]) for pages in (own, prompts.values()))
+
+    def rest(self) -> None:
+        """Give back the cache and the decoder's copies of the weights, until they are loaded again."""
+        self.drop()
+        self._decoder.rest()
 
     def drop(self) -> None:
         """Give the cache's memory back, and with it what a row of non-finite numbers may have left there."""

@@ -50,6 +50,14 @@ class Forward(Protocol):
         """Take the model's weights as they are now, and forget what older ones computed."""
         ...
 
+    def rest(self) -> None:
+        """Give back all memory, copies of weights too, until they are loaded again."""
+        ...
+
     def drop(self) -> None:
         """Give all memory back."""
+        ...
+
+    def memory(self, rows: Sequence[Row], *, max_new_tokens: int) -> tuple[int, int]:
+        """Bytes of its own copies of the weights, and of the cache that these rows take at most."""
         ...

@@ -34,6 +34,17 @@ class Seq2SeqForward:
         """Make ready for new rows; the cache grows with them."""
         self.drop()
 
+    def rest(self) -> None:
+        """The weights are the policy's own; only the caches have to go."""
+        self.drop()
+
+    def memory(self, rows: Sequence[Row], *, max_new_tokens: int) -> tuple[int, int]:
+        """Bytes of its own copies of the weights, which are none, and of the caches of max_rows padded rows."""
+        config = self._policy.model.config.get_text_config(decoder=True)
+        width = max((len(row.prompt.tokens) for row in rows), default=0) + len(self._policy.start) + max_new_tokens
+        per_token = 2 * config.num_hidden_layers * config.hidden_size * self._policy.model.dtype.itemsize
+        return 0, min(len(rows), self._max_rows) * width * per_token
+
     def drop(self) -> None:
         """Give the caches' memory back."""
         self._cache = None

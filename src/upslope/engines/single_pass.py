@@ -38,6 +38,10 @@ class SinglePassEngine:
         self.backend = {"decoder": "transformers, one pass", "linear": "torch"}
         self._policy, self.version = policy, version
 
+    def rest(self) -> None:
+        """Sample nothing until the next load; there is no memory to give back."""
+        self._policy = None
+
     def sample(self, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int) -> list[Rollout]:
         """group_size rollouts of every (encoded) prompt, in order; see engine.Engine."""
         policy = self._loaded()

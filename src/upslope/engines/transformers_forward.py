@@ -30,9 +30,22 @@ class TransformersForward:
         """Make ready for new rows; the cache grows with them."""
         self.drop()
 
+    def rest(self) -> None:
+        """The weights are the policy's own; only the cache has to go."""
+        self.drop()
+
     def drop(self) -> None:
         """Give the cache's memory back."""
         self._cache = None
+
+    def memory(self, rows: Sequence[Row], *, max_new_tokens: int) -> tuple[int, int]:
+        """Bytes of its own copies of the weights, which are none, and of a padded cache of max_rows rows."""
+        config = self._policy.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        width = max((len(row.prompt.tokens) for row in rows), default=0) + max_new_tokens
+        per_token = 2 * config.num_hidden_layers * heads * dim * self._policy.model.dtype.itemsize
+        return 0, min(len(rows), self._max_rows) * width * per_token
 
     def admit(self, waiting: Sequence[Row]) -> tuple[int, Tensor | None]:
         """Take in the next max_rows rows when none is in progress: every distinct prompt is computed once."""

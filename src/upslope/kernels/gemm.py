@@ -52,6 +52,7 @@ class Linear(nn.Linear):
     """nn.Linear by `linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """y = x W^T + b [..., N] of input x [..., K]."""
         return linear(input, self.weight, self.bias)
 
 

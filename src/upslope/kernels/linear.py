@@ -17,7 +17,9 @@ KERNELS = ("auto", "native", "onednn", "torch", "float16")
 
 
 class Linear(Protocol):
-    """y = x W^T + b, where W may be several weights stacked."""
+    """y = x W^T + b, where W may be several weights stacked; nbytes is what its own copy of them takes."""
+
+    nbytes: int
 
     def load(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         """Take the weights [N_i, K] and biases [N_i] as they are now."""
@@ -36,10 +38,14 @@ class TorchLinear:
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
         self.dtype = dtype
+        self.nbytes = 0
 
     def load(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        """Keep references to the weights, or copies in `dtype`."""
         self._weights = [w.detach() if self.dtype is None else w.detach().to(self.dtype) for w in weights]
         self._biases = [b if b is None or self.dtype is None else b.detach().to(self.dtype) for b in biases]
+        pairs = zip(self._weights, weights, strict=True)
+        self.nbytes = sum(own.nbytes for own, given in pairs if own.dtype != given.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         pairs = zip(self._weights, self._biases, strict=True)
@@ -50,8 +56,12 @@ class TorchLinear:
 class OneDNNLinear:
     """oneDNN's float32 product with reordered weights, through PyTorch: needs no compiler."""
 
+    nbytes = 0
+
     def load(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        """Reorder the weights once for oneDNN."""
         self._weight = torch.ops.mkldnn._reorder_linear_weight(_stack(weights).contiguous(), 16)
+        self.nbytes = sum(weight.nbytes for weight in weights)
         self._bias = _stack_biases(weights, biases)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -63,9 +73,13 @@ class Float16Linear:
     """FBGEMM's product with weights kept in half precision and summed in float32: half the memory traffic, and
     log-probabilities that are off in the second or third decimal."""
 
+    nbytes = 0
+
     def load(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        """Pack the weights once, in half precision."""
         weight = _stack(weights).contiguous()
         self._packed = torch.ops.quantized.linear_prepack_fp16(weight, _stack_biases(weights, biases))
+        self.nbytes = weight.nbytes // 2
 
     def __call__(self, x: Tensor) -> Tensor:
         y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
@@ -80,7 +94,13 @@ class NativeLinear:
         self._panel = int(self._library.panel_columns())
         self._packed = torch.empty(0, **FLOATS)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weights."""
+        return self._packed.nbytes
+
     def load(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+        """Pack the weights once into panels."""
         if any(len(weight) % self._panel for weight in weights[:-1]):
             weights, biases = [_stack(weights)], [_stack_biases(weights, biases)]
         self._columns, self._inner = sum(map(len, weights)), weights[0].shape[1]

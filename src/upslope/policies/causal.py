@@ -13,7 +13,7 @@ from upslope.errors import DataError, ModelError
 from upslope.policies import attention, layout
 from upslope.policies.linear_head import action_scores, head_scores
 from upslope.policies.sampling import Sampling
-from upslope.policies.text import encode, encode_completion, end_ids
+from upslope.policies.text import check_known, encode, encode_completion, end_ids
 from upslope.policies.transformers_policy import TransformersPolicy
 from upslope.records import Batch, Prompt, Rollout, Scores, StopReason
 
@@ -24,7 +24,8 @@ _PROBE_LOGIT = 100.0
 class CausalPolicy(TransformersPolicy):
     """Scores generated tokens by a Transformers causal language model, with or without a critic.
 
-    The arguments are TransformersPolicy's. Raises: ModelError when the model has no output head to read from.
+    The arguments are TransformersPolicy's. Raises: ModelError when the model has no output head to read from, or does
+    not know the tokenizer's end of sequence.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **held: Any) -> None:
@@ -50,8 +51,8 @@ class CausalPolicy(TransformersPolicy):
         return self.tokenizer.chat_template is not None
 
     def encode(self, prompt: Prompt) -> Prompt:
-        """The prompt with its tokens; see text.encode."""
-        return encode(self.tokenizer, prompt)
+        """The prompt with its tokens; see text.encode. Raises: ModelError for a token beyond the model's vocabulary."""
+        return self._known(encode(self.tokenizer, prompt))
 
     def room(self, prompt: Prompt) -> int | None:
         """How many tokens may follow an encoded prompt, where the model says so."""
@@ -64,6 +65,7 @@ class CausalPolicy(TransformersPolicy):
         """
         encoded = self.encode(prompt)
         actions = encode_completion(self.tokenizer, prompt, completion)
+        check_known(f"the completion of prompt {prompt.id}", actions, self._vocabulary)
         room = self.room(encoded)
         if room is not None and len(actions) > room:
             raise DataError(
@@ -93,6 +95,12 @@ class CausalPolicy(TransformersPolicy):
         """Row indices of pieces that compute at most max_tokens tokens each (a longer row stands alone)."""
         packed, found = self._segments(batch, with_last=True)
         return [torch.tensor(rows) for rows in layout.plan(found, max_tokens=max_tokens, packed=packed)]
+
+    def computed_tokens(self, batch: Batch) -> int:
+        """Tokens that one forward over the batch computes, those that fill up its end included."""
+        packed, found = self._segments(batch, with_last=True)
+        tokens = layout.cost(found, packed=packed)
+        return layout.filled(tokens) if packed else tokens
 
     def score(self, batch: Batch, *, sampling: Sampling, entropy: bool = False, values: bool = False) -> Scores:
         """Log-probabilities [M] of the actions, and on request entropy [M], values [M] and bootstrap [B].
@@ -170,7 +178,7 @@ class CausalPolicy(TransformersPolicy):
     @torch.no_grad()
     def _probe(self) -> None:
         """Take up each faster way of computing that gives this architecture's own logits of padded, separate rows."""
-        batch = layout.probe(self._base.get_input_embeddings().weight.shape[0]).to(self.device)
+        batch = layout.probe(self._vocabulary).to(self.device)
 
         def logits() -> Tensor:
             return self._own_logits(self._lay_out(batch, with_last=False))[0]

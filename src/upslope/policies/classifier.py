@@ -30,7 +30,7 @@ class ClassifierPolicy(SinglePassPolicy):
         ids = self.tokenizer(prompt.text, truncation=True, max_length=self.max_length)["input_ids"]
         if not ids:
             raise DataError(f"prompt {prompt.id} has no tokens, so there is nothing to classify")
-        return dataclasses.replace(prompt, tokens=tuple(int(i) for i in ids))
+        return self._known(dataclasses.replace(prompt, tokens=tuple(int(i) for i in ids)))
 
     def cuts(self, prompt: Prompt) -> bool:
         """Whether the text has more than max_length tokens."""

@@ -21,6 +21,7 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """V [...] of hidden states [..., H]."""
         hidden = hidden.to(self.linear.weight.dtype)
         values: Tensor = self.linear(F.rms_norm(hidden, hidden.shape[-1:]))
         return values.squeeze(-1)

@@ -143,7 +143,12 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
+def chunk_rows(vocabulary: int) -> int:
+    """How many actions' logits are held at a time."""
+    return max(1, _CHUNK_BYTES // (4 * vocabulary) // gemm.ROWS) * gemm.ROWS
+
+
 def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    size = max(1, _CHUNK_BYTES // (4 * weight.shape[0]) // gemm.ROWS) * gemm.ROWS
+    size = chunk_rows(weight.shape[0])
     for start in range(0, hidden.shape[0], size):
         yield slice(start, start + size)

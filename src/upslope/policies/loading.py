@@ -216,6 +216,15 @@ def _may_be_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
+def check_name(name: str) -> None:
+    """Whether a model of this name can be: nothing is loaded. Raises: ModelError with the nearest name there is."""
+    if name in (*EMBEDDED, *TINY_NAMES) or Path(name).exists() or _may_be_hub_id(name):
+        return
+    close = difflib.get_close_matches(name, [*EMBEDDED, *TINY_NAMES], n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"embedded models: {', '.join(EMBEDDED)}"
+    raise ModelError(f"model {name!r} is no folder, and hub ids are written organisation/model; {hint}")
+
+
 def load_source(name: str) -> str:
     """What Transformers loads for a name: an embedded model's folder (fetched if need be), else the name itself."""
     return str(fetch(name)) if name in EMBEDDED else name
@@ -235,11 +244,8 @@ def load_model(
         head = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     if name in TINY_NAMES:
         return tiny_model(name, dtype=dtype, auto=KINDS[kind].model, **head)
+    check_name(name)
     source = load_source(name)
-    if not Path(source).exists() and not _may_be_hub_id(source):
-        close = difflib.get_close_matches(name, [*EMBEDDED, *TINY_NAMES], n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"embedded models: {', '.join(EMBEDDED)}"
-        raise ModelError(f"model {name!r} is no folder, and hub ids are written organisation/model; {hint}")
     options: dict[str, Any] = {"trust_remote_code": False}
     try:
         with quiet_transformers():
@@ -253,8 +259,7 @@ def load_model(
     except ModelError:
         raise
     except Exception as error:  # Transformers raises many kinds; each means that this model cannot be used
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"model {name!r} cannot be loaded: {reason}") from error
+        raise _unusable(name, error) from error
     _check_complete(name, _trunk_only(model, found) if KINDS[kind].labelled and not headed else found)
     _make_savable(model)
     return model, tokenizer
@@ -286,6 +291,29 @@ def _trunk_only(model: PreTrainedModel, found: Mapping[str, Any]) -> dict[str, A
         "missing_keys": [weight for weight in found["missing_keys"] if of_trunk(weight)],
         "mismatched_keys": [entry for entry in found["mismatched_keys"] if of_trunk(entry[0])],
     }
+
+
+def count_weights(name: str) -> int:
+    """How many weights a model has, by its config: none is read.
+
+    Raises: ModelError naming what is missing or not loadable.
+    """
+    check_name(name)
+    if name in TINY_NAMES:
+        return sum(parameter.numel() for parameter in tiny_model(name)[0].parameters())
+    source = load_source(name)
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise _unusable(name, error) from error
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _unusable(name: str, error: Exception) -> ModelError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ModelError(f"model {name!r} cannot be loaded: {reason}")
 
 
 def _make_savable(model: PreTrainedModel) -> None:

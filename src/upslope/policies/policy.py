@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,6 +53,10 @@ class Policy(Protocol):
 
         Raises: DataError for a completion that the model cannot write.
         """
+        ...
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each token; joined, they are the text of all."""
         ...
 
     def micro_batches(self, batch: Batch, *, max_tokens: int) -> list[Tensor]:

@@ -12,6 +12,7 @@ class GemmConv1D(Conv1D):  # type: ignore[misc]
     """GPT-2's linear layer, whose weight [K, N] lies the other way round, by gemm.linear."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """y = x W + b [..., N] of x [..., K]."""
         return gemm.linear(x, self.weight.T, self.bias)
 
 

@@ -80,7 +80,7 @@ class Seq2SeqPolicy(TransformersPolicy):
             raise DataError(f"prompt {prompt.id} has no tokens to read")
         if limit is not None and len(ids) > limit:
             raise DataError(f"prompt {prompt.id} has {len(ids)} tokens, which exceeds the {limit} that the model reads")
-        return dataclasses.replace(prompt, tokens=tuple(int(i) for i in ids))
+        return self._known(dataclasses.replace(prompt, tokens=tuple(int(i) for i in ids)))
 
     def room(self, prompt: Prompt) -> int | None:  # noqa: ARG002 - the source takes none of it
         """How many tokens the decoder may write, where the model says so."""

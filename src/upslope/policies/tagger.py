@@ -39,7 +39,7 @@ class TaggerPolicy(SinglePassPolicy):
                 f"prompt {prompt.id} has {len(tokens)} tokens, which exceeds the {self.max_length} that are read "
                 "(model.max_length, or the model's context); cut it into sentences"
             )
-        return dataclasses.replace(prompt, tokens=tokens)
+        return self._known(dataclasses.replace(prompt, tokens=tokens))
 
     def positions(self, prompt: Prompt) -> tuple[int, ...]:
         """The first piece of every word."""

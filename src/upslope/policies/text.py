@@ -11,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upslope.errors import DataError, ModelError
 from upslope.records import Message, Prompt
 
+_LONGEST_CHARACTER = 4  # bytes, in UTF-8
+
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Prompt:
     """The prompt with its tokens: a chat through the model's template, plain text as the tokenizer gives it.
@@ -35,6 +37,37 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, comple
         raise ModelError("the tokenizer has no end-of-sequence token, so no completion can be ended")
     ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
     return (*(int(i) for i in ids), int(tokenizer.eos_token_id))
+
+
+def check_known(what: str, ids: Sequence[int], vocabulary: int) -> None:
+    """Every id must have a place among the model's `vocabulary` embeddings.
+
+    Raises: ModelError naming what holds an id beyond them, as where tokenizer and model do not belong together.
+    """
+    if (highest := max(ids, default=0)) >= vocabulary:
+        raise ModelError(
+            f"{what} holds token {highest}, but the model knows {vocabulary} tokens only; give it the tokenizer it was "
+            "made with, or make its embeddings as many as the tokenizer's tokens"
+        )
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text of each token, special ones included; joined, they are the text of all.
+
+    A token that ends within a character has no text: the one that completes the character has all of it.
+    """
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]  # a first token may lose its leading space
+    skipped = len(tokenizer.decode(anchor, clean_up_tokenization_spaces=False))
+    texts: list[str] = []
+    pending: list[int] = []
+    for place, token in enumerate(ids, 1):
+        pending.append(int(token))
+        text = tokenizer.decode([*anchor, *pending], clean_up_tokenization_spaces=False)[skipped:]
+        whole = not text.endswith("\ufffd") or len(pending) == _LONGEST_CHARACTER or place == len(ids)
+        texts.append(text if whole else "")
+        if whole:
+            pending = []
+    return texts
 
 
 def _encode_chat(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Sequence[int]:

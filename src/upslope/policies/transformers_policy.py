@@ -18,6 +18,7 @@ from upslope.policies.dropout import Dropouts
 from upslope.policies.heads import ValueHead
 from upslope.policies.products import use_gemm
 from upslope.policies.quiet import quiet_transformers
+from upslope.policies.text import check_known, pieces
 from upslope.records import Prompt
 
 
@@ -42,6 +43,8 @@ class TransformersPolicy:
     the model's trunk. autocast: compute in this dtype while the weights, which small steps must not round away, stay in
     their own. A frozen copy of the weights is the reference when keep_reference is set (with LoRA the
     reference is the model with its adapters off, and no copy is made).
+
+    Raises: ModelError where the model does not know the tokenizer's end of sequence.
     """
 
     def __init__(
@@ -58,6 +61,9 @@ class TransformersPolicy:
         self.autocast = autocast
         self._lora = hasattr(model, "disable_adapter")
         self._base: PreTrainedModel = model.get_base_model() if self._lora else model
+        self._vocabulary: int = self._base.get_input_embeddings().weight.shape[0]
+        if tokenizer.eos_token_id is not None:
+            check_known("the end of sequence", [tokenizer.eos_token_id], self._vocabulary)
         use_gemm(model)
         hidden_size = self._base.config.get_text_config(decoder=True).hidden_size
         self.module = Modules(
@@ -97,6 +103,10 @@ class TransformersPolicy:
     def cuts(self, prompt: Prompt) -> bool:  # noqa: ARG002
         """Whether encoding the prompt leaves out the end of its text: never, unless a kind of policy says so."""
         return False
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each token; see text.pieces."""
+        return pieces(self.tokenizer, tokens)
 
     @contextmanager
     def reference(self) -> Iterator[Self]:
@@ -173,6 +183,11 @@ class TransformersPolicy:
         """The model's own forward in the policy's precision: what scoring and the engine both call."""
         with self._precision():
             return self.model(**arguments)
+
+    def _known(self, prompt: Prompt) -> Prompt:
+        """The encoded prompt. Raises: ModelError for a token beyond the model's vocabulary."""
+        check_known(f"prompt {prompt.id}", prompt.tokens, self._vocabulary)
+        return prompt
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.autocast is None:

@@ -12,7 +12,7 @@ from typing import Any
 from upslope.errors import CheckpointError, RecordError
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_TEXT = frozenset({"kind", "prompt", "text", "stop_reason", "failure"})  # a model may well write "NaN"
+_TEXT = frozenset({"kind", "prompt", "text", "pieces", "stop_reason", "failure"})  # a model may well write "NaN"
 
 
 def to_json(value: Any) -> Any:
@@ -48,6 +48,18 @@ def _from_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: item if name in _TEXT else _from_json(item) for name, item in value.items()}
     return [_from_json(item) for item in value] if isinstance(value, list) else value
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The record of one line, None where it is damaged: no JSON object, or without a kind and a whole step."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return None
+    step = record.get("step")
+    return _from_json(record) if isinstance(step, int) and not isinstance(step, bool) else None
 
 
 class JsonLines:
@@ -88,14 +100,11 @@ class JsonLines:
         for line in self.path.read_bytes().split(b"\n") if self.path.exists() else []:
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if isinstance(record, dict) and "kind" in record and "step" in record:
-                records.append(_from_json(record))
-            else:
+            record = parse_line(line)
+            if record is None:
                 damaged += 1
+            else:
+                records.append(record)
         return records, damaged
 
     def close(self) -> None:

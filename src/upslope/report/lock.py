@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
@@ -90,8 +91,9 @@ class FolderLock:
         return owner if owner is not None and owner.is_alive() else None
 
     def release(self) -> None:
-        """Give the claim up."""
-        self.path.unlink(missing_ok=True)
+        """Give the claim up. In a folder that has become read-only the file stays, and is swept once we are gone."""
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
     def _open(self) -> TextIO:
         """The lock file, held by flock until it is closed, so that two claims cannot cross each other."""
@@ -114,6 +116,8 @@ class FolderLock:
 def _parse(text: str) -> Owner | None:
     """The owner a lock file names; None where it names nobody, as after a crash while it was written."""
     try:
-        return Owner(**json.loads(text))
+        owner = Owner(**json.loads(text))
     except (ValueError, TypeError):
         return None
+    # to signal process 0 or below is to signal many
+    return owner if type(owner.pid) is int and owner.pid > 0 else None

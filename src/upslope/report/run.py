@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from upslope.errors import CheckpointError, ModelError, RecordError
 from upslope.records import Rollout
 from upslope.report.jsonl import JsonLines
-from upslope.report.lock import FolderLock
+from upslope.report.lock import FolderLock, Owner
 
 _ABOUT_THE_FOLDER = frozenset(
     {"resume", "stale_lock", "settings", "damaged_checkpoint"}
@@ -37,8 +38,8 @@ class Run:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self._events = JsonLines(self.folder / "events.jsonl")
-        self._samples = JsonLines(self.folder / "samples.jsonl")
+        self._events = JsonLines(self.events_path)
+        self._samples = JsonLines(self.samples_path)
         self._lock = FolderLock(self.folder / "lock")
 
     @staticmethod
@@ -112,10 +113,16 @@ class Run:
             lines.append({"time": time.time(), "kind": "resume", "step": step})
 
     def log_samples(
-        self, step: int, rollouts: Sequence[Rollout], extras: Mapping[str, Sequence[Any]] | None = None
+        self,
+        step: int,
+        rollouts: Sequence[Rollout],
+        extras: Mapping[str, Sequence[Any]] | None = None,
+        *,
+        kind: str = "sample",
     ) -> None:
         """Append one line a rollout to samples.jsonl: prompt, text, tokens, actions, log-probabilities, rewards.
 
+        kind: "sample" for a training step, "held_out" for an evaluation.
         extras holds one entry a rollout under each name: `{"advantages": batch.split_rows(advantages), ...}`.
         Raises: RecordError when an extra has not one entry a rollout; CheckpointError when the file cannot be written.
         """
@@ -125,7 +132,7 @@ class Run:
                 raise RecordError(f"{name!r} has {len(entries)} entries for {len(rollouts)} rollouts at step {step}")
         for index, rollout in enumerate(rollouts):
             row = {name: entries[index] for name, entries in extras.items()}
-            self._samples.append({"kind": "sample", "step": step, **_sample(rollout), **row})
+            self._samples.append({"kind": kind, "step": step, **_sample(rollout), **row})
 
     # Reading
 
@@ -135,7 +142,7 @@ class Run:
         superseded: also those that a later resume from an earlier step has replaced.
         """
         records = self._events.read()[0]
-        for record in records if superseded else _standing(records):
+        for record in records if superseded else standing(records):
             if kind is None or record["kind"] == kind:
                 yield record
 
@@ -159,9 +166,12 @@ class Run:
                     metrics.setdefault(prefix + name, {})[event["step"]] = value
         return metrics
 
-    def samples(self, step: int | None = None) -> list[dict[str, Any]]:
-        """Logged samples, of one step or of all: prompt, text, tokens, actions, engine_logprobs, rewards, extras."""
-        records = [record for record in _standing(self._samples.read()[0]) if record["kind"] == "sample"]
+    def samples(self, step: int | None = None, *, kind: str = "sample") -> list[dict[str, Any]]:
+        """Logged samples, of one step or of all: prompt, text, tokens, actions, engine_logprobs, rewards, extras.
+
+        kind: "sample" for those of training, "held_out" for those of evaluations.
+        """
+        records = [record for record in standing(self._samples.read()[0]) if record["kind"] == kind]
         return [record for record in records if step is None or record["step"] == step]
 
     @property
@@ -188,6 +198,16 @@ class Run:
     def recipe_path(self) -> Path:
         """The file of the resolved recipe."""
         return self.folder / "recipe.toml"
+
+    @property
+    def events_path(self) -> Path:
+        """The log of events."""
+        return self.folder / "events.jsonl"
+
+    @property
+    def samples_path(self) -> Path:
+        """The log of samples."""
+        return self.folder / "samples.jsonl"
 
     @property
     def checkpoints_path(self) -> Path:
@@ -218,6 +238,25 @@ class Run:
             (name,) = transformers.AutoConfig.from_pretrained(self.model_path).architectures
             return getattr(transformers, name).from_pretrained(self.model_path, **options)
 
+    def holder(self) -> Owner | None:
+        """The living process that writes the folder, None where there is none."""
+        return self._lock.holder()
+
+    def stop(self) -> Owner:
+        """Ask the process that writes the run to save and stop after the step in progress; returns that process.
+
+        Raises: CheckpointError when no process writes it, or one on another host does.
+        """
+        owner = self.holder()
+        if owner is None:
+            raise CheckpointError(f"no process is training {self.folder}, so there is nothing to stop")
+        if not owner.is_here:
+            raise CheckpointError(
+                f"{self.folder} is trained by process {owner.pid} on {owner.host}: stop it there, by kill {owner.pid}"
+            )
+        os.kill(owner.pid, signal.SIGTERM)
+        return owner
+
     def __repr__(self) -> str:
         history = self.history()
         lines = [f"Run({str(self.folder)!r}): {self._state()}, {len(history)} training steps"]
@@ -230,7 +269,7 @@ class Run:
         return "\n".join(lines)
 
     def _state(self) -> str:
-        holder = self._lock.holder()
+        holder = self.holder()
         if holder is not None:
             return f"being written by process {holder.pid} on {holder.host}"
         return "finished" if (self.model_path / "config.json").is_file() else "unfinished"
@@ -255,15 +294,14 @@ def _sample(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def _standing(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def standing(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records that no later resume from an earlier step has replaced."""
-    standing: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
     for record in records:
         if record["kind"] == "resume":
-            kept = _ABOUT_THE_FOLDER
-            standing = [r for r in standing if r["step"] <= record["step"] or r["kind"] in kept]
-        standing.append(record)
-    return standing
+            kept = [r for r in kept if r["step"] <= record["step"] or r["kind"] in _ABOUT_THE_FOLDER]
+        kept.append(record)
+    return kept
 
 
 def write_text(path: Path, text: str) -> None:

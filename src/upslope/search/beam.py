@@ -53,6 +53,10 @@ class BeamEngine:
             raise ModelError(f"beam search is for policies that write, not for a {type(policy).__name__}")
         self._policy, self.version = policy, version
 
+    def rest(self) -> None:
+        """Search nothing until the next load; there is no memory to give back."""
+        self._policy = None
+
     def sample(self, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int) -> list[Rollout]:  # noqa: ARG002
         """The group_size best texts of every (encoded) prompt, best first; fewer where so many cannot be written.
 

@@ -21,7 +21,7 @@ MAX_LINE_BYTES = 10 * 2**20
 
 _LOG = logging.getLogger(__name__)
 _LINES = (".jsonl", ".json", ".ndjson")
-_SUFFIXES = (*_LINES, ".csv", ".tsv", ".parquet")
+SUFFIXES = (*_LINES, ".csv", ".tsv", ".parquet")
 Record = tuple[int, Mapping[str, Any] | UnusableError]
 
 
@@ -112,7 +112,7 @@ def _records(source: str | Path, split: str) -> Iterator[Record]:
     suffix = path.suffix.lower()
     if path.is_dir():
         return _dataset_records(path, split)
-    if suffix in _SUFFIXES and not path.is_file():
+    if suffix in SUFFIXES and not path.is_file():
         raise DataError(f"{source}: there is no such file; the current directory is {Path.cwd()}")
     if suffix in _LINES:
         return _json_records(path)
@@ -122,7 +122,7 @@ def _records(source: str | Path, split: str) -> Iterator[Record]:
         return _parquet_records(path)
     if path.exists():
         raise DataError(
-            f"{source}: files ending in {suffix!r} cannot be read; convert it to one of {', '.join(_SUFFIXES)}"
+            f"{source}: files ending in {suffix!r} cannot be read; convert it to one of {', '.join(SUFFIXES)}"
         )
     return _hub_records(str(source), split)
 

@@ -1,0 +1,1 @@
+"""The training loops, one optimiser step, checkpoints: from a recipe to a finished run."""

@@ -77,7 +77,8 @@ def save_checkpoint(
     final = checkpoint_path(folder, step)
     temporary = folder / _temporary_name(final.name)
     with _named(folder, "write"):
-        temporary.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)  # but not its parents: a run folder that is gone took its log along
+        temporary.mkdir()
     try:
         sweep(folder)
         for part, named in tensors.items():

@@ -20,7 +20,9 @@ EQUAL = "equal scores"
 class Experience:
     """Scored rollouts of one step; what was dropped, by reason; where in the data the next step starts.
 
-    prompt_tokens counts the distinct prompts' tokens, sampled_tokens all actions, of dropped rows as well.
+    prompt_tokens counts the distinct prompts' tokens, sampled_tokens all actions, of dropped rows as well. equal_groups
+    is the share of groups whose scores are all equal, dropped ones included, among those of two scored rows and more;
+    None where there are none of these.
     """
 
     rollouts: tuple[Rollout, ...]
@@ -30,6 +32,7 @@ class Experience:
     reward_s: float
     prompt_tokens: int
     sampled_tokens: int
+    equal_groups: float | None
 
     @property
     def failed(self) -> bool:
@@ -47,6 +50,7 @@ def gather(session: Session, *, step: int) -> Experience:
     assert session.scorer is not None
     kept: list[Rollout] = []
     dropped: Counter[str] = Counter()
+    equal: list[bool] = []
     position, groups = session.state.position, 0
     rollout_s = reward_s = 0.0
     prompt_tokens = sampled_tokens = 0
@@ -67,14 +71,17 @@ def gather(session: Session, *, step: int) -> Experience:
         sampled_tokens += sum(len(rollout.actions) for rollout in rollouts)
         dropped += Counter(rollout.failure for rollout in scored if rollout.failure)
         for members in _by_group(scored):
-            if settings.dynamic_sampling and len({rollout.score for rollout in members}) == 1:
+            same = len({rollout.score for rollout in members}) == 1
+            equal += [same] * (len(members) > 1)
+            if settings.dynamic_sampling and same:
                 dropped[EQUAL] += len(members)
                 continue
             kept += [_charged(session, rollout).replace(group=groups) for rollout in members]
             groups += 1
         if groups == training.prompts_per_step:
             break
-    return Experience(tuple(kept), dropped, position, rollout_s, reward_s, prompt_tokens, sampled_tokens)
+    share = sum(equal) / len(equal) if equal else None
+    return Experience(tuple(kept), dropped, position, rollout_s, reward_s, prompt_tokens, sampled_tokens, share)
 
 
 def _rollouts(session: Session, prompts: Sequence[Prompt], *, seed: int) -> list[Rollout]:

@@ -23,13 +23,14 @@ from upslope.policies.loading import load_policy
 from upslope.policies.policy import Policy
 from upslope.recipe import Recipe
 from upslope.report.run import Run
-from upslope.report.trackers import Tracker, open_trackers
+from upslope.report.trackers import Tracker, check_trackers, open_trackers
 from upslope.rewards import Scorer
 from upslope.tasks import Task, task_of
 from upslope.tasks.loading import IN_MEMORY
 from upslope.training import policy_gradient, supervised
 from upslope.training.checkpoint import Checkpoint, load_latest
 from upslope.training.interrupts import Interrupted, Interrupts
+from upslope.training.memory import refusals_named
 from upslope.training.optimizer import make_optimizer
 from upslope.training.session import Session, TrainState
 
@@ -54,8 +55,8 @@ def train(
         run = upslope.train(model="smollm2-135m-instruct", task=task, algorithm="ppo", steps=50)
         run.metrics["reward"], run.load_model()
 
-    Raises: RecipeError, ModelError, DataError, RewardError before training; DivergenceError and CheckpointError in it;
-    KeyboardInterrupt after a Ctrl-C, once the run is saved.
+    Raises: RecipeError, ModelError, DataError, RewardError before training; DivergenceError, CheckpointError and
+    OutOfMemoryError in it; KeyboardInterrupt after a Ctrl-C, once the run is saved.
     """
     overrides = dict(settings)
     named = {"model.name": model, "task.name": task, "algorithm.preset": algorithm, "run.folder": run}
@@ -90,23 +91,24 @@ def resume(
     return launch(recipe, task=task, trackers=trackers, resumed=opened)
 
 
+@refusals_named()
 def launch(
     recipe: Recipe, *, task: Task | None = None, trackers: Sequence[Tracker] = (), resumed: Run | None = None
 ) -> Run:
     """Build what the recipe names and run its loop to the end; see `train` and `resume`."""
+    check_trackers(recipe.run.trackers)
     task = task_of(recipe, task)
-    _check(recipe, task)
+    check_task(recipe, task)
     _seed_everything(recipe.training.seed)
-    policy = _policy(recipe, task)
-    cut = _check_prompts(recipe, policy, task)
+    policy = policy_of(recipe, task.labels)
+    cut = check_prompts(recipe, policy, task)
     optimizer = make_optimizer(policy.module, recipe.optimizer)
     run = resumed or Run.create(recipe.run.folder or _fresh_folder(recipe, task), recipe.to_toml())
     with run, freed_memory_kept(), ExitStack() as stack:
         checkpoint = _newest_checkpoint(run) if resumed is not None else None
         step = None if checkpoint is None else checkpoint.step
-        own = open_trackers(recipe.run.trackers, run.folder, recipe.model_dump(), resume_step=step)
-        for tracker in (*own, *trackers):
-            stack.callback(_close, tracker)
+        opened = open_trackers(recipe.run.trackers, run, recipe.model_dump(), own=trackers, resume_step=step)
+        stack.callback(opened.close)
         session = Session(
             recipe=recipe,
             run=run,
@@ -116,18 +118,13 @@ def launch(
             scorer=_scorer(recipe, task, stack),
             optimizer=optimizer,
             sampling=sampling_of(recipe),
-            trackers=[*own, *trackers],
+            trackers=[opened],
             interrupts=stack.enter_context(Interrupts()),
             state=TrainState(kl_coef=recipe.algorithm.kl_coef),
         )
         if resumed is not None:
             _continue(session, checkpoint)
-        if cut:
-            run.log("cut_prompts", step=session.state.step, prompts=cut)
-            warnings.warn(
-                f"{cut} prompts are longer than the model reads (model.max_length) and lose their end", stacklevel=2
-            )
-        run.log("kernels", step=session.state.step, **_kernels(recipe, session.engine.backend))
+        _log_start(session, cut)
         loop = policy_gradient.train if recipe.method == "policy_gradient" else supervised.train
         return _guarded(session, loop)
 
@@ -141,6 +138,17 @@ def _continue(session: Session, checkpoint: Checkpoint | None) -> None:
         session.run.write_recipe(recipe_toml)
         session.run.log("settings", step=session.state.step, recipe=recipe_toml)
     session.run.log_resume(session.state.step if checkpoint is not None else -1)
+
+
+def _log_start(session: Session, cut: int) -> None:
+    """Say in the log what computes the run, which lines of its data it does without, and how many texts are cut."""
+    step = session.state.step
+    session.run.log("kernels", step=step, **_kernels(session.recipe, session.engine.backend))
+    if session.task.skipped:
+        session.run.log("skipped_lines", step=step, lines=dict(session.task.skipped))
+    if cut:
+        session.run.log("cut_prompts", step=step, prompts=cut)
+        warnings.warn(f"{cut} prompts exceed what the model reads (model.max_length): their ends are cut", stacklevel=2)
 
 
 def _guarded(session: Session, loop: Callable[[Session], None]) -> Run:
@@ -161,12 +169,13 @@ def _guarded(session: Session, loop: Callable[[Session], None]) -> Run:
     return session.run
 
 
-def _policy(recipe: Recipe, task: Task) -> Policy:
+def policy_of(recipe: Recipe, labels: Sequence[str]) -> Policy:
+    """The policy a recipe names, with the critic and the reference that its method needs, for a task's labels."""
     settings, learns = recipe.model, recipe.method == "policy_gradient"
     return load_policy(
         settings.name,
         kind=settings.kind,
-        labels=task.labels,
+        labels=labels,
         max_length=settings.max_length,
         critic=settings.critic if recipe.algorithm.needs_critic and learns else None,
         keep_reference=recipe.algorithm.needs_reference and learns,
@@ -193,14 +202,6 @@ def _scorer(recipe: Recipe, task: Task, stack: ExitStack) -> Scorer | None:
     return stack.enter_context(Scorer(task.terms, timeout_s=reward.timeout_s, isolation=reward.isolation))
 
 
-def _close(tracker: Tracker) -> None:
-    """Close a tracker; one that cannot write its last lines must not undo a finished run."""
-    try:
-        tracker.close()
-    except Exception as error:
-        warnings.warn(f"{type(tracker).__name__} could not be closed: {error}", stacklevel=2)
-
-
 def _seed_everything(seed: int) -> None:
     """Seed the global generators: dropout and a user's own code draw from them; upslope's own draws do not."""
     random.seed(seed)
@@ -223,9 +224,11 @@ def _newest_checkpoint(run: Run) -> Checkpoint | None:
     return checkpoint
 
 
-def _check_prompts(recipe: Recipe, policy: Policy, task: Task) -> int:
+def check_prompts(recipe: Recipe, policy: Policy, task: Task) -> int:
     """How many prompts lose their end by being encoded. Every one must leave room for its answer: found out before a
     run begins, not when the prompt is drawn.
+
+    Raises: DataError naming the prompt.
     """
     sampled = list(task.eval_prompts if recipe.evaluation.every_steps else ())
     if recipe.method == "supervised":
@@ -244,7 +247,8 @@ def _check_prompts(recipe: Recipe, policy: Policy, task: Task) -> int:
     return sum(policy.cuts(prompt) for prompt in (*task.prompts, *task.eval_prompts))
 
 
-def _check(recipe: Recipe, task: Task) -> None:
+def check_task(recipe: Recipe, task: Task) -> None:
+    """Whether task and device are there as the recipe asks. Raises: RecipeError."""
     if recipe.evaluation.every_steps and not task.eval_prompts:
         raise RecipeError(
             f"evaluation.every_steps is {recipe.evaluation.every_steps}, but task {task.name!r} has no held-out prompts"

@@ -12,6 +12,7 @@ from torch import Tensor
 from upslope import estimators, losses
 from upslope.errors import RecordError
 from upslope.estimators import AdaptiveKL, FixedKL, RunningMean
+from upslope.recipe import AlgorithmSettings
 from upslope.records import Batch, Rollout, Scores, collate
 from upslope.stopwatch import span
 from upslope.training.credit import assign_credit
@@ -30,6 +31,7 @@ def train(session: Session) -> None:
         with timed() as seconds:
             with session.interrupts.allowed():
                 experience = gather(session, step=step)
+            session.engine.rest()  # what it takes serves the update, which comes before it samples again
             state = dataclasses.replace(session.state, step=step, position=experience.position)
             state, metrics = attempt(session, experience, state)
             session.load_engine(step)
@@ -168,7 +170,7 @@ def optimise(session: Session, batch: Batch, state: TrainState, scores: Scores |
     lr = set_learning_rate(session.optimizer, recipe.optimizer, step=state.step, total_steps=recipe.training.steps)
     reports: list[UpdateReport] = []
     gap: dict[str, float] = {} if batch.old_logprobs is None else _gap(batch.old_logprobs, batch.engine_logprobs)
-    for piece in _minibatches(session, batch, state.step):
+    for piece in minibatches(batch, settings, seed=recipe.training.seed, step=state.step):
         report = update(
             session.policy,
             session.optimizer,
@@ -198,15 +200,14 @@ def optimise(session: Session, batch: Batch, state: TrainState, scores: Scores |
     return metrics
 
 
-def _minibatches(session: Session, batch: Batch, step: int) -> Iterator[Batch]:
+def minibatches(batch: Batch, settings: AlgorithmSettings, *, seed: int, step: int) -> Iterator[Batch]:
     """Every epoch's minibatches: groups shuffled and kept whole, or the whole batch where there is one."""
-    settings = session.recipe.algorithm
     if settings.minibatches == 1:
         yield from [batch] * settings.epochs
         return
     groups = batch.group.unique()
     for epoch in range(settings.epochs):
-        shuffle = generator(session.recipe.training.seed, "minibatches", step, epoch)
+        shuffle = generator(seed, "minibatches", step, epoch)
         order = groups[torch.randperm(len(groups), generator=shuffle)]
         for part in order.tensor_split(min(settings.minibatches, len(order))):
             rows = torch.isin(batch.group, part).nonzero()[:, 0]
@@ -241,6 +242,8 @@ def describe(experience: Experience, *, expected: bool) -> dict[str, float | str
     metrics |= {f"dropped/{reason}": count for reason, count in experience.dropped.items()}
     metrics |= {"rollout_s": experience.rollout_s, "reward_s": experience.reward_s}
     metrics["tokens_per_s"] = experience.sampled_tokens / max(experience.rollout_s, 1e-9)
+    if experience.equal_groups is not None:
+        metrics["equal_groups"] = experience.equal_groups
     if not rollouts:
         return metrics
     scores = torch.tensor([rollout.score for rollout in rollouts])

@@ -26,6 +26,7 @@ from upslope.report.run import Run
 from upslope.report.trackers import Tracker
 from upslope.rewards import Scorer
 from upslope.tasks import Task
+from upslope.training.alarms import Alarm, Alarms
 from upslope.training.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -75,11 +76,12 @@ class Session:
     scorer: Scorer | None
     optimizer: torch.optim.Optimizer
     sampling: Sampling
-    trackers: list[Tracker]
+    trackers: Sequence[Tracker]
     interrupts: Interrupts
     state: TrainState
     base: str = ""
     stop_reason: str = ""
+    alarms: Alarms = field(default_factory=Alarms)
     _saved: int = field(default=-1)
     _encoded: dict[int, Prompt] = field(default_factory=dict)
 
@@ -123,6 +125,8 @@ class Session:
         self.state = state
         self.run.log("train", step=state.step, **metrics)
         self._track(state.step, metrics)
+        for alarm in self.alarms.update(metrics):
+            self._tell(alarm)
         never_learned = state.step >= self.recipe.training.steps and state.bad_steps == state.step
         if state.bad_steps >= self.recipe.training.max_bad_steps or never_learned:
             self.run.log("diverged", step=state.step, bad_steps=state.bad_steps)
@@ -132,21 +136,25 @@ class Session:
             )
 
     def _track(self, step: int, values: Mapping[str, Any]) -> None:
-        """Hand values to the trackers. One that fails is left out from then on, and said so: the run matters more."""
-        for tracker in list(self.trackers):
-            try:
-                tracker.log(step, values)
-            except Exception as error:
-                self.trackers.remove(tracker)
-                problem = f"{type(tracker).__name__} failed and is left out: {error}"
-                self.run.log("tracker_failed", step=step, problem=problem)
-                warnings.warn(problem, stacklevel=2)
+        for tracker in self.trackers:
+            tracker.log(step, values)
+
+    def _tell(self, alarm: Alarm) -> None:
+        """Put an alarm that begins or ends into the log, and before the trackers as a number and a sentence."""
+        begins = alarm.state == "begin"
+        self.run.log("alarm", step=self.state.step, **dataclasses.asdict(alarm))
+        sentence = f"{alarm.name} {'begins' if begins else 'is over'}: {alarm.text}"
+        self._track(self.state.step, {f"alarm/{alarm.name}": int(begins), "alarm": sentence})
 
     def log_samples(self, step: int, rollouts: Sequence[Rollout], extras: Mapping[str, Sequence[Any]]) -> None:
         """Keep the first few samples of a step in the run folder."""
         count = self.recipe.run.samples_per_step
-        if count:
-            self.run.log_samples(step, rollouts[:count], {name: rows[:count] for name, rows in extras.items()})
+        kept = {name: rows[:count] for name, rows in extras.items()}
+        self.run.log_samples(step, rollouts[:count], kept | self._pieces(rollouts[:count]))
+
+    def _pieces(self, rollouts: Sequence[Rollout]) -> dict[str, list[list[str]]]:
+        """Each action as text: a reader of the log then needs no tokenizer."""
+        return {"pieces": [self.policy.pieces(rollout.actions) for rollout in rollouts]}
 
     def measure(self) -> Measurement:
         """The task's metric on its held-out prompts, decoded as [evaluation] says."""
@@ -184,6 +192,8 @@ class Session:
             evaluate_s=time.perf_counter() - started,
             values={str(prompt): value for prompt, value in measured.values.items()},
         )
+        kept = measured.rollouts[: self.recipe.run.samples_per_evaluation]
+        self.run.log_samples(state.step, kept, self._pieces(kept), kind="held_out")
         self._track(state.step, {f"evaluate/{name}": value for name, value in values.items()})
         if better and (settings.patience or (self.recipe.run.checkpoint_every_steps and state.step)):
             self.save()
@@ -256,6 +266,7 @@ class Session:
             bad_steps=0 if gave_up else state.bad_steps,
             kl_coef=state.kl_coef if first_kl_coef == checkpoint.state["first_kl_coef"] else first_kl_coef,
         )
+        self.alarms = Alarms(metrics for metrics in self.run.history() if metrics["step"] <= state.step)
         self._saved = self.state.step
         self.load_engine(self.state.step)
 

@@ -1,10 +1,31 @@
-"""Reward functions that misbehave when the completion names a fault. A module of its own, without torch, so that
-worker processes import it quickly."""
+"""Reward functions that misbehave where a fault is named. A module of its own, without torch, so that worker processes
+import it quickly."""
 
 import os
 import sys
 import threading
 import time
+
+FAULTS = {  # and why the sample is dropped, where it is; `{}` is the time limit
+    "raises": "raised ValueError",
+    "none": "no reward applies",
+    "nan": "returned nan",
+    "wrong length": "returned a list of the wrong length",
+    "str": "returned str",
+    "huge": "returned a number beyond float32",
+    "hangs": "timed out after {} s",
+    "sys.exit": "raised SystemExit",
+    "os._exit": "ended its process with exit code 7",
+    "2 GB": "raised MemoryError",
+    "10 MB of output": None,
+    "fork that stays": None,
+    "thread": None,
+    "slow": None,
+    "fork": None,
+    "fork, then dies": "ended its process with exit code 8",
+}
+TABLE = tuple(FAULTS)[:14]  # those of the table; the last two are further ways to fork
+FAILS_WHOLE_CALL = {"raises", "wrong length", "hangs", "sys.exit", "os._exit", "2 GB", "fork, then dies"}
 
 
 def misbehave(fault):
@@ -61,3 +82,13 @@ def batch(completions, **kwargs):
 
 async def blocking(completion):
     return misbehave(completion)
+
+
+def hostile_row(completion, fault):
+    """Misbehaves on the rows of some prompts; the others are paid by length."""
+    return misbehave(fault) if fault else len(completion) / 10
+
+
+def hostile_batch(completions, fault, **kwargs):
+    values = [hostile_row(*pair) for pair in zip(completions, fault, strict=True)]
+    return values[:-1] if "wrong length" in fault else values
