@@ -2,7 +2,7 @@
 every fault was survived and every bad input refused.
 
     python -m faults                               # everything; results.json and BENCHMARKS.md are brought up to date
-    python -m faults --fault sigterm               # one row
+    python -m faults --fault sigterm disk-full     # some rows
     python -m faults --fault sigterm --case 'save 2' --seed 0
     python -m faults --each 2                      # two injections of every row
 """
@@ -27,7 +27,7 @@ def main() -> int:
     print(f"seed {given.seed}", flush=True)
     with trials.runs() as places:
         for fault in TABLE:
-            if given.fault not in (None, fault.name):
+            if given.fault and fault.name not in given.fault:
                 continue
             cases = _chosen(fault, given)
             verdicts = list(trials.inject(fault, cases, given.seed, places))
@@ -43,13 +43,13 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__.partition("\n")[0])
-    parser.add_argument("--fault", choices=[fault.name for fault in TABLE], help="one row of the table")
-    parser.add_argument("--case", help="one case of that row")
+    parser.add_argument("--fault", nargs="+", choices=[fault.name for fault in TABLE], help="rows of the table")
+    parser.add_argument("--case", help="one case of one row")
     parser.add_argument("--each", type=int, help="so many cases of every row, evenly spread")
     parser.add_argument("--seed", type=int, default=0, help="decides every random choice")
     given = parser.parse_args()
-    if given.case is not None and given.fault is None:
-        parser.error("--case needs --fault")
+    if given.case is not None and len(given.fault or ()) != 1:
+        parser.error("--case needs --fault with one row")
     return given
 
 

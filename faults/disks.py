@@ -4,7 +4,6 @@ vanishes with its process; where mounting is not allowed, a limit on file sizes 
 from __future__ import annotations
 
 import ctypes
-import os
 import resource
 import subprocess
 from pathlib import Path
@@ -125,22 +124,29 @@ def _start_on_full(disk: Disk, folder: Path, file: str, step: int, left: int) ->
     start(folder)
 
 
-def make_read_only(folder: Path) -> None:
-    """From now on nothing under the folder can be made or opened for writing."""
-    if os.geteuid():
-        folder.chmod(0o555)
-        return
-    _own_mounts()
-    _run("mount", "--bind", folder, folder)
-    _run("mount", "-o", "remount,bind,ro", folder)
+class Gate:
+    """A folder that can be made read-only and writable again, by this process and by its forks."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.mounts = can_mount()
+        if self.mounts:
+            _own_mounts()
 
-def make_writable(folder: Path) -> None:
-    """Undo `make_read_only`."""
-    if os.geteuid():
-        folder.chmod(0o755)
-    else:
-        _run("umount", folder)
+    def close(self) -> None:
+        """From now on nothing under the folder can be made or opened for writing."""
+        if self.mounts:
+            _run("mount", "--bind", self.path, self.path)
+            _run("mount", "-o", "remount,bind,ro", self.path)
+        else:
+            self.path.chmod(0o555)
+
+    def open(self) -> None:
+        """Undo `close`."""
+        if self.mounts:
+            _run("umount", self.path)
+        else:
+            self.path.chmod(0o755)
 
 
 def _own_mounts() -> None:

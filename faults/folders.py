@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from faults.disks import make_read_only, make_writable
+from faults.disks import Gate
 from faults.hooks import before, nth
 from faults.processes import Child, ended
 from faults.runs import (
@@ -33,26 +33,26 @@ from upslope.training import session
 def read_only(injection: Injection) -> None:
     """A folder that cannot be written: an error that names it, and nothing lost."""
     folder, step = injection.folder / "run", injection.rng.randint(2, STEPS - 1)
-    closed = folder
+    inner = {"a new run": injection.folder, "the checkpoints of a running one": folder / "checkpoints"}
+    gate = Gate(inner.get(injection.case, folder))
     if injection.case == "a new run":
-        closed = injection.folder
-        make_read_only(closed)
+        gate.close()
         check_refused(ended(lambda _: start(folder)), "CheckpointError", str(folder))
-    elif injection.case == "a resumed run":
-        make_read_only(copied(injection.stopped, closed))
-        check_refused(resumed(folder), "CheckpointError", f"{folder}/lock")
-    elif injection.case == "the checkpoints of a running one":
-        closed = folder / "checkpoints"
-        end = ended(lambda _: _start_and(folder, session, "save_checkpoint", step, lambda: make_read_only(closed)))
-        check_refused(end, "CheckpointError", str(closed))
-    else:
-        end = ended(lambda _: _start_and(folder, CausalPolicy, "save", 1, lambda: make_read_only(closed)))
-        check_refused(end, "CheckpointError", str(folder / "model"))
-    make_writable(closed)
-    if injection.case == "a new run":
+        gate.open()
         check(not folder.exists(), "a folder was made")
         check_done(ended(lambda _: start(folder)))
         return check_bitwise(folder, injection.whole)
+    if injection.case == "a resumed run":
+        copied(injection.stopped, folder)
+        gate.close()
+        check_refused(resumed(folder), "CheckpointError", f"{folder}/lock")
+    elif injection.case == "the checkpoints of a running one":
+        end = ended(lambda _: _start_and(folder, session, "save_checkpoint", step, gate.close))
+        check_refused(end, "CheckpointError", str(gate.path))
+    else:
+        end = ended(lambda _: _start_and(folder, CausalPolicy, "save", 1, gate.close))
+        check_refused(end, "CheckpointError", str(folder / "model"))
+    gate.open()
     return check_resumes(folder, injection.whole)
 
 

@@ -28,16 +28,15 @@ from faults.runs import (
 )
 from faults.verdict import Injection, check
 from upslope.engines.local import LocalEngine
-from upslope.policies.causal import CausalPolicy
 from upslope.policies.tiny import tiny_model
-from upslope.training import policy_gradient
+from upslope.training import launch, policy_gradient
 
 MEMORY = ("rollout", "update", "model")
 VOCABULARY = ("tokens beyond the embedding", "an end beyond the embedding", "a config of another size")
 SHAPE = ("a weight of another shape", "a weight that is missing", "a config with another layer")
 CHECKPOINT = ("another base model", "other prompts", "another critic")
 _LARGE: dict[str, Any] = {  # enough to need memory that the process does not have yet
-    "group_size": 64, "max_new_tokens": 48, "epochs": 1, "minibatches": 1, "steps": 3, "micro_batch_tokens": 100_000,
+    "group_size": 16, "max_new_tokens": 24, "epochs": 1, "minibatches": 1, "steps": 3, "micro_batch_tokens": 100_000,
     "critic": "head",
 }  # fmt: skip
 
@@ -46,24 +45,29 @@ def memory(injection: Injection) -> None:
     """The system refuses the process any further memory in the second step: an error that says which settings need
     less; the checkpoint of the first step stands, and without the limit the run goes on from there, bit for bit."""
     folder, whole = injection.folder / "run", injection.folder / "whole"
-    check_done(ended(lambda _: start(whole, **_LARGE)))
-    owner, name = {
-        "rollout": (LocalEngine, "sample"),
-        "update": (policy_gradient, "update"),
-        "model": (CausalPolicy, "__init__"),
-    }[injection.case]
-    call = 1 if injection.case == "model" else 2
-    end = ended(lambda _: _train_within(folder, owner, name, call))
-    check_refused(end, "OutOfMemoryError", "training.micro_batch_tokens")
     if injection.case == "model":
-        return check(not folder.exists(), "a run folder was made")
+        return _model_beyond_memory(injection.folder / "model", folder)
+    place = {"rollout": (LocalEngine, "sample"), "update": (policy_gradient, "update")}[injection.case]
+    check_done(ended(lambda _: start(whole, **_LARGE)))
+    end = ended(lambda _: _train_within(folder, *place, call=2, **_LARGE))
+    check_refused(end, "OutOfMemoryError", "training.micro_batch_tokens")
     check_intact(folder, steps=(1,))
     return check_resumes(folder, whole)
 
 
-def _train_within(folder: Path, owner: Any, name: str, call: int) -> None:
+def _model_beyond_memory(model: Path, folder: Path) -> None:
+    """A model of 20 MB where there is room for 1: refused before there is a run folder."""
+    made, tokenizer = tiny_model("tiny-llama", hidden_size=512)
+    made.save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    end = ended(lambda _: _train_within(folder, launch, "policy_of", call=1, model=str(model)))
+    check_refused(end, "OutOfMemoryError", "training.micro_batch_tokens")
+    check(not folder.exists(), "a run folder was made")
+
+
+def _train_within(folder: Path, owner: Any, name: str, *, call: int, **settings: Any) -> None:
     before(owner, name, _allow_no_more, when=nth(call))
-    start(folder, **_LARGE)
+    start(folder, **settings)
 
 
 def _allow_no_more() -> None:

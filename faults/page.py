@@ -53,6 +53,8 @@ def rewritten(text: str, rows: Rows) -> str:
 def section(rows: Rows) -> str:
     """The two fractions and the table, in Markdown."""
     measured = [(fault, rows[fault.name]) for fault in TABLE if fault.name in rows]
+    if not measured:
+        return "Not measured yet."
     lines = [
         _fraction("Faults survived", [row for fault, row in measured if not fault.refused]),
         _fraction("Bad inputs refused", [row for fault, row in measured if fault.refused]),

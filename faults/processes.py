@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -87,6 +88,7 @@ def _run(function: Callable[[Say], object], tell: int) -> None:
     except UpslopeError as error:
         how, message = "refused", f"{type(error).__name__}: {error}"
     except BaseException as error:
+        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY,) * 2)  # to be told takes memory, too
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
     finally:

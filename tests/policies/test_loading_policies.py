@@ -17,6 +17,7 @@ from upslope.cache import cache_folder
 from upslope.engines.local import LocalEngine
 from upslope.errors import ModelError
 from upslope.policies import loading
+from upslope.policies.causal import CausalPolicy
 from upslope.policies.loading import EMBEDDED, fetch, load_model
 from upslope.policies.tiny import tiny_model
 from upslope.records import Prompt, collate
@@ -159,6 +160,21 @@ def test_broken_weights_are_refused(folder, damage):
         save_file(tensors, path, metadata={"format": "pt"})
         assert name in refused(folder)
     refused(folder)
+
+
+def test_a_tokenizer_of_another_model_is_refused(configured_policy):
+    """Tokens without an embedding would be read from beyond the table: named by prompt, completion or end."""
+    policy = configured_policy("tiny-llama")
+    tokenizer, size = policy.tokenizer, len(policy.tokenizer)
+    tokenizer.add_tokens(["<extra>"])
+    assert len(policy.encode(Prompt(3, "plain")).tokens) == 5
+    with pytest.raises(ModelError, match=rf"prompt 3 holds token {size}, but the model knows {size} tokens only"):
+        policy.encode(Prompt(3, "an <extra>"))
+    with pytest.raises(ModelError, match=f"completion '<extra>' holds token {size}"):
+        policy.encode_completion("<extra>")
+    tokenizer.eos_token = "<extra>"
+    with pytest.raises(ModelError, match=f"the end of sequence holds token {size}"):
+        CausalPolicy(policy.model, tokenizer)
 
 
 def test_unknown_names_are_refused_with_the_nearest(tmp_path):

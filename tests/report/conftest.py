@@ -45,11 +45,16 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     problems: list[str] = []
     contexts = []
 
+    def is_problem(said: Any) -> bool:
+        """Any error or warning, but that a server which has ended cannot be reached again."""
+        return said.type in ("error", "warning") and "net::ERR_CONNECTION_REFUSED" not in said.text
+
     def open_(address: str, **options: Any) -> Any:
         context = browser.new_context(viewport={"width": 1300, "height": 900}, **options)
+        context.set_default_timeout(60_000)  # the machine may be busy
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("console", lambda said: problems.append(said.text) if is_problem(said) else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
         own = address if address.startswith("http") else "file:"
         page.on("request", lambda asked: None if asked.url.startswith((own, "data:")) else problems.append(asked.url))

@@ -104,8 +104,7 @@ def test_dragging_zooms_all_charts_and_a_double_click_undoes_it(shown):
 def test_filters_leave_the_rollouts_they_name(shown, run):
     samples = run.samples() + run.samples(kind="held_out")
     scores = [(sample["step"], sum(sample["rewards"])) for sample in samples]
-    assert rows(shown) == f"{len(samples)} of {len(samples)} rollouts"
-    shown.select_option("#source", "training")
+    assert rows(shown) == f"20 of {len(samples)} rollouts"
     shown.fill("#step-from", "2")
     shown.fill("#step-to", "3")
     assert rows(shown) == f"8 of {len(samples)} rollouts"
@@ -116,13 +115,14 @@ def test_filters_leave_the_rollouts_they_name(shown, run):
     shown.fill("#group", "1")
     assert {row.locator(".tag").text_content() for row in shown.locator(".row").all()} == {"group 1"}
     shown.click("text=clear")
-    assert rows(shown) == f"{len(samples)} of {len(samples)} rollouts"
+    assert rows(shown) == f"20 of {len(samples)} rollouts"
     shown.select_option("#source", "held_out")
     assert rows(shown) == f"9 of {len(samples)} rollouts"
+    shown.select_option("#source", "all")
+    assert rows(shown) == f"{len(samples)} of {len(samples)} rollouts"
 
 
 def test_best_and_worst_of_each_step(shown, run):
-    shown.select_option("#source", "training")
     shown.check("#extremes")
     found = [
         (row.locator(".step").text_content(), row.locator(".score b").text_content())
@@ -147,6 +147,14 @@ def test_the_cursor_on_a_token_shows_all_its_numbers(shown, run):
     assert float(tip["KL"]) == pytest.approx(sample["old_logprobs"][4] - sample["ref_logprobs"][4], abs=6e-4)
     assert float(tip["advantage"]) == pytest.approx(sample["advantages"][4], abs=6e-4)
     assert float(tip["reward"]) == sample["rewards"][4] == 0.0
+
+
+def test_a_rollout_stands_beside_the_others_of_its_group(shown):
+    shown.fill("#step-from", "3")
+    shown.locator(".row").nth(2).click()
+    assert shown.locator(".others .score b").all_text_contents() == ["3.300"]
+    shown.click(".others button")
+    assert shown.locator('.row[aria-selected="true"] .score b').text_content() == "3.300"
 
 
 def test_shades_follow_the_sign_of_the_advantage(shown, run):
@@ -222,7 +230,7 @@ def test_several_runs_are_laid_over_each_other(open_page, run, tmp_path):
     page.get_by_label("show other").uncheck()
     assert numbers(page, "Reward") == ["0.500"]
     page.locator("#rollouts select").first.select_option(label="other")
-    assert rows(page) == "21 of 21 rollouts"
+    assert rows(page) == "12 of 21 rollouts"
 
 
 def test_nothing_in_a_run_is_run(open_page, tmp_path):

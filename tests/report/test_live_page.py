@@ -47,6 +47,14 @@ def ended(process, *, within_s):
     return process.returncode, said
 
 
+def until(page, condition, *, within_s=60):
+    """Wait until something is so on the page; its policy lets no waiting code into it."""
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end
+        page.wait_for_timeout(50)
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "recipe.toml").write_text(RECIPE)
@@ -73,17 +81,21 @@ def test_the_page_follows_a_run_from_before_it_begins_until_it_is_stopped(folder
 
     training = upslope("train", folder.with_name("recipe.toml"), "--set", f"folder={folder}")
     try:
-        page.locator('[data-title="Reward"]').wait_for(timeout=60_000)
-        steps = page.locator(".tile", has_text="steps").locator("b")
+        page.locator('[data-title="Reward"]').wait_for(timeout=90_000)
+        steps = page.locator('[data-name="steps"] b')
         before = int(steps.text_content().split()[0])
-        page.wait_for_function(f"Number(document.querySelectorAll('.tile b')[1].textContent.split(' ')[0]) > {before}")
-        count = int(page.locator("#count").text_content().split()[0])
-        page.wait_for_function(f"Number(document.getElementById('count').textContent.split(' ')[0]) > {count}")
+        until(page, lambda: int(steps.text_content().split()[0]) > before)
+        found = page.locator("#count")
+        count = int(found.text_content().split()[0])
+        until(page, lambda: int(found.text_content().split()[0]) > count)
         page.on("dialog", lambda dialog: dialog.accept())
         page.click("#stop")
         page.get_by_text("asked to save and stop").wait_for()
-    finally:
         status, said = ended(training, within_s=60)
+    finally:
+        training.kill()
+        training.wait()
+        training.stdout.close()
     assert status == 130, said
     assert "continue with: upslope resume" in said
     run = Run.open(folder)

@@ -1,5 +1,6 @@
 """One writer a run folder (CHECKS, faults: stale lock): the living are refused, the dead are swept, and said."""
 
+import errno
 import json
 import os
 import signal
@@ -146,6 +147,21 @@ def test_an_error_in_the_block_releases_the_folder(tmp_path):
         raise ZeroDivisionError
     with run:
         pass
+
+
+def test_a_folder_that_has_become_read_only_hides_no_other_error(tmp_path, monkeypatch):
+    """The lock cannot be deleted then: it stays, and names this process, until this process is gone."""
+    run = Run.create(tmp_path / "run", "")
+
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with pytest.raises(ZeroDivisionError), run, monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", read_only)
+        raise ZeroDivisionError
+    holder = FolderLock(run.folder / "lock").holder()
+    assert holder is not None
+    assert holder.pid == os.getpid()
 
 
 def test_disk_full_in_the_lock_names_it_and_leaves_the_folder_free(tmp_path, file_size_limit):

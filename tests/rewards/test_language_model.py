@@ -1,14 +1,16 @@
 """Log-probabilities of completions, against the model's own forward one text at a time."""
 
 import math
+import pickle
 
+import cloudpickle
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from upslope.errors import RewardError
+from upslope.errors import ModelError
 from upslope.policies.tiny import tiny_model
-from upslope.rewards import RewardTerm, Scorer, likelihood
+from upslope.rewards import RewardTerm, Scorer, language_model, likelihood
 from upslope.tasks import load_terms
 
 CHAT = [{"role": "user", "content": "2 + 2?"}]
@@ -55,14 +57,24 @@ def test_values_are_the_models_own(folder, given_prompt):
 
 @pytest.mark.parametrize("folder", ["tiny-llama"], indirect=True)
 def test_as_a_term_in_the_worker(folder, rollout):
-    """The worker loads the model while it starts: a limit per call far below the time of that is no hindrance."""
     (term,) = load_terms([{"function": "likelihood", "model": folder, "weight": 0.5}])
     rows = [rollout(text, content=content if isinstance(content, str) else tuple(content)) for content, text in CASES]
-    with Scorer([term], timeout_s=1.0) as scorer:
+    with Scorer([term], timeout_s=60.0) as scorer:
         scored = scorer.score(rows)
     expected = [sum(values) / len(values) for values in (by_transformers(folder, *case) for case in CASES)]
     assert [row.metrics["likelihood"] for row in scored] == pytest.approx(expected, abs=1e-5)
     assert [row.score for row in scored] == pytest.approx([value / 2 for value in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("folder", ["tiny-llama"], indirect=True)
+def test_the_model_is_loaded_once_as_the_function_is_rebuilt(folder):
+    """The worker does that while it starts, so the time of a row need not cover it."""
+    sent = cloudpickle.dumps(likelihood(folder))
+    language_model._load.cache_clear()
+    rebuilt = pickle.loads(sent)
+    assert language_model._load.cache_info().misses == 1
+    rebuilt(prompts=["a"], completions=["b"])
+    assert language_model._load.cache_info().misses == 1
 
 
 @pytest.mark.parametrize("folder", ["tiny-llama"], indirect=True)
@@ -72,12 +84,9 @@ def test_a_row_beyond_the_context_is_dropped_and_counted(folder, rollout):
     assert [row.failure for row in rows] == [None, "likelihood: returned nan"]
 
 
-def test_a_model_that_is_not_there_is_told_as_the_worker_starts():
-    with (
-        pytest.raises(RewardError, match=r"reward 'likelihood' cannot be rebuilt .*model './nowhere' is no folder"),
-        Scorer([RewardTerm(likelihood("./nowhere"))], timeout_s=1.0),
-    ):
-        pass
+def test_a_model_that_is_not_there_is_told_as_the_function_is_rebuilt():
+    with pytest.raises(ModelError, match=r"model './nowhere' is no folder"):
+        pickle.loads(cloudpickle.dumps(likelihood("./nowhere")))
 
 
 def test_a_real_model_prefers_its_own_language(data_folder):

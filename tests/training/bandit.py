@@ -103,8 +103,10 @@ class TableEngine:
         )
 
 
-def bandit_session(folder, settings, *, reward=pull, arms=5, stop=None, stack):
-    """A session of the real loop over the table."""
+def bandit_session(
+    folder, settings, *, reward=pull, arms=5, stop=None, stack, policy=None, engine=None, prompts=("pull",)
+):
+    """A session of the real loop over the table, or over another policy and its engine."""
     base = {
         "sampling": {"max_new_tokens": 4},
         "training": {"steps": 60, "prompts_per_step": 16},
@@ -112,14 +114,14 @@ def bandit_session(folder, settings, *, reward=pull, arms=5, stop=None, stack):
         "run": {"trackers": [], "checkpoint_every_steps": "none", "samples_per_step": 0},
     }
     recipe = Recipe.resolve(base, settings)
-    task = Task(prompts=["pull"], reward=RewardTerm(reward, name="arm"))
-    policy = TablePolicy(arms, stop)
+    task = Task(prompts=prompts, reward=RewardTerm(reward, name="arm"))
+    policy = policy or TablePolicy(arms, stop)
     run = stack.enter_context(Run.create(folder, recipe.to_toml()))
     return Session(
         recipe=recipe,
         run=run,
         policy=policy,
-        engine=TableEngine(),
+        engine=engine or TableEngine(),
         task=task,
         scorer=stack.enter_context(Scorer(task.terms, timeout_s=10, isolation="none")),
         optimizer=make_optimizer(policy.module, recipe.optimizer),

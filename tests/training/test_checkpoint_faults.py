@@ -58,6 +58,15 @@ def test_disk_full_at_the_manifest(tmp_path):
     _assert_only_step_5(tmp_path)
 
 
+def test_a_run_folder_that_is_gone_is_not_made_anew(tmp_path):
+    """Its log went with it: a checkpoint alone could not be resumed from."""
+    with pytest.raises(CheckpointError, match=r"cannot write .*gone/checkpoints: No such file"):
+        _save(tmp_path / "gone" / "checkpoints", 5)
+    assert not list(tmp_path.iterdir())
+    _save(tmp_path / "checkpoints", 5)
+    _assert_only_step_5(tmp_path / "checkpoints")
+
+
 @pytest.mark.parametrize("call", ["fsync", "rename"])
 def test_disk_full_said_only_when_flushing_or_renaming(tmp_path, monkeypatch, call):
     """Delayed allocation: some file systems notice a full disk no earlier than at fsync."""

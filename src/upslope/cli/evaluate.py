@@ -10,8 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from upslope.report.run import write_text
-
 if TYPE_CHECKING:
     from upslope.evaluation.intervals import Interval
     from upslope.evaluation.labels import F1Table, LabelReport
@@ -38,6 +36,7 @@ def evaluate(
     """Measure a model's metric on a task's held-out prompts, with a 95% interval; of labels, each one's F1 as well."""
     from upslope.evaluation.evaluate import evaluate as measure
     from upslope.recipe import parse_override
+    from upslope.report.run import write_text
 
     result = measure(
         model,

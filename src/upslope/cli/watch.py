@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,8 @@ def watch(
     from upslope.report.run import Run
     from upslope.report.server import LiveServer
 
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT is ignored where a shell started us in the background
+        signal.signal(number, signal.default_int_handler)
     console = Console(highlight=False, soft_wrap=True)
     server = LiveServer(Run(run), port=port, held_out=held_out)
     with server:

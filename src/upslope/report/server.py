@@ -96,7 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: the terminal is the user's."""
 
     def _answer(self, actions: dict[str, Callable[[], None]]) -> None:
-        action = actions.get(self._asked())
+        asked = self._asked()
+        action = None if asked is None else actions.get(asked)
         if not self._is_ours() or action is None:
             self._send(HTTPStatus.FORBIDDEN, b"not allowed", "text/plain")
         else:

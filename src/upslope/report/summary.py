@@ -9,7 +9,6 @@ from typing import Any
 from upslope.errors import CheckpointError
 from upslope.report.curves import metrics_of, non_finite
 from upslope.report.inspector import inspect
-from upslope.report.profile import PARTS
 from upslope.report.run import Run
 
 Event = Mapping[str, Any]
@@ -49,7 +48,6 @@ def summarise(
         "held_out": held_out([event for event in events if event["kind"] == "evaluate"]),
         "alarms": alarms(events),
         "notes": notes(events),
-        "parts": PARTS,
         "rollouts": rollouts,
         "damaged": damaged + refused,
     }

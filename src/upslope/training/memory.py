@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import torch
 
-from upslope.errors import OutOfMemoryError
+from upslope.errors import ModelError, OutOfMemoryError
 
-_REFUSALS = (  # what plain RuntimeErrors say on a CPU
-    "DefaultCPUAllocator",  # torch's own tensors
+_REFUSALS = (  # what errors that are no MemoryError say on a CPU
+    "Cannot allocate memory",  # the system's own word for it, which torch, safetensors and fork pass on
     "std::bad_alloc",
     "could not create a primitive",  # oneDNN, for its code and scratch space, once it has found a way to compute
 )
@@ -28,14 +28,15 @@ def refusals_named() -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, OutOfMemoryError) or not _is_refusal(error):
+    except (MemoryError, RuntimeError, OSError, ModelError) as error:
+        refusal = error.__cause__ if isinstance(error, ModelError) else error  # in loading, every error is the model's
+        if isinstance(error, OutOfMemoryError) or not _is_refusal(refusal):
             raise
-        reason = (str(error).strip().splitlines() or ["no memory is left"])[0]
+        reason = (str(refusal).strip().splitlines() or ["no memory is left"])[0]
         raise OutOfMemoryError(f"the system refuses memory that the run needs ({reason}): {_MEND}") from error
 
 
-def _is_refusal(error: Exception) -> bool:
+def _is_refusal(error: BaseException | None) -> bool:
     """Whether an allocation failed."""
     said = any(refusal in str(error) for refusal in _REFUSALS)
     return said or isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -59,7 +59,7 @@ function drawChange(all) {
     element("div", { class: "controls" }, labelled("from", Object.assign(pick("left"), { id: "from" })), labelled("to", Object.assign(pick("right"), { id: "to" }))),
     promptView(left.prompt),
     element("div", { class: "sides" }, side(left, ["same", "gone"], pairs, name(left)), side(right, ["same", "new"], pairs, name(right))),
-    terms.length ? element("p", { class: "quiet" }, terms.map((term) => `${term} ${format(left.terms[term])} → ${format(right.terms[term])}`).join("   ")) : "");
+    terms.length ? element("p", { class: "quiet" }, terms.map((term) => `${term} ${format(left.terms[term])} → ${format(right.terms[term])}`).join(" · ")) : "");
 }
 
 function showChange(key, prompts) {

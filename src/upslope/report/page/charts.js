@@ -160,8 +160,10 @@ function readOut(drawn) {
 
 // Labels of an axis: as many decimals as the distance between two ticks asks for.
 function axisLabels(_, ticks, __, ___, distance) {
-  const size = Math.max(...ticks.map(Math.abs)), decimals = Math.max(0, -Math.floor(Math.log10(distance) + 1e-9));
-  return ticks.map((tick) => (tick === 0 ? "0" : size < 1e-3 || size >= 1e6 ? tick.toExponential(1).replace("e+", "e") : tick.toFixed(Math.min(decimals, 6))));
+  const size = Math.max(...ticks.map(Math.abs)), whole = (number) => Math.abs(number - Math.round(number)) < 1e-6;
+  const decimals = [0, 1, 2, 3, 4, 5].find((count) => whole(distance * 10 ** count)) ?? 6;
+  const label = (tick) => (size < 1e-3 || size >= 1e6 ? tick.toExponential(1).replace("e+", "e") : tick.toFixed(decimals));
+  return ticks.map((tick) => (tick === 0 ? "0" : label(tick)));
 }
 
 function options(drawn, { series, bands }, width) {

@@ -63,17 +63,22 @@ function applyFilters({ keep = false } = {}) {
 function drawRows() {
   const list = byId("list"), first = Math.max(0, Math.floor(list.scrollTop / ROW_HEIGHT) - SPARE_ROWS);
   const last = first + Math.ceil((list.clientHeight || 480) / ROW_HEIGHT) + 2 * SPARE_ROWS;
-  const [low, high] = rewardRange(inspectedRun());
   byId("rows").replaceChildren(...inspector.found.slice(first, last).map((one, place) => {
-    const share = one.score === null || high === low ? 0 : (one.score - low) / (high - low);
+    const tag = element("span", { class: "tag" }, one.held_out ? "held-out" : `group ${one.group}`);
+    const preview = [element("em", {}, promptText(one.prompt).slice(-60)), ` ${one.text.slice(0, 160)}`];
     const row = element("button", { class: "row", role: "option", "aria-selected": String(one === inspector.chosen), onclick: () => choose(one) },
-      element("span", { class: "step" }, String(one.step)),
-      element("span", { class: "score", title: "reward" }, element("i", { style: `width: ${(100 * share).toFixed(1)}%` }), element("b", {}, format(one.score))),
-      element("span", { class: "tag" }, one.held_out ? "held-out" : `group ${one.group}`),
-      element("span", { class: "preview" }, element("em", {}, promptText(one.prompt).slice(-60)), ` ${one.text.slice(0, 160)}`));
+      element("span", { class: "step" }, String(one.step)), scoreView(one), tag, element("span", { class: "preview" }, preview));
     row.style.top = `${(first + place) * ROW_HEIGHT}px`;
     return row;
   }));
+}
+
+// A reward as a number on a bar from the run's lowest to its highest.
+function scoreView(one) {
+  const [low, high] = rewardRange(inspectedRun());
+  const share = one.score === null || high === low ? 0 : (one.score - low) / (high - low);
+  return element("span", { class: "score", title: "reward" },
+    element("i", { style: `width: ${(100 * share).toFixed(1)}%` }), element("b", {}, format(one.score)));
 }
 
 function rewardRange(run) {
@@ -102,7 +107,7 @@ function moveChoice(event) {
 }
 
 function facts(one) {
-  const pairs = [["step", one.step], ["reward", format(one.score)], ["length", `${one.ids.length} tokens`],
+  const pairs = [["step", one.step], ["reward", format(one.score)], ["tokens", one.ids.length],
     ["ended", { eos: "by itself", stop: "at a stop string", length: "no, it was cut" }[one.stop_reason] ?? one.stop_reason]];
   if (!one.held_out) pairs.push(["group", `${one.group}, sample ${one.sample}`], ["weights of step", one.version]);
   if (Array.isArray(one.kl) || one.kl !== null) pairs.push(["KL of the row", format(Array.isArray(one.kl) ? sum(one.kl) : one.kl * one.ids.length)]);
@@ -111,6 +116,14 @@ function facts(one) {
     element("div", {}, element("dt", {}, name), element("dd", {}, String(value)))));
   const terms = Object.entries(one.terms).map(([name, value]) => [name, format(value)]);
   return [list("facts", pairs), terms.length ? list("facts terms", terms) : null];
+}
+
+// The other rows that were logged of the same group: what its baseline was made of.
+function groupView(one) {
+  const others = inspectedRun().rollouts.filter((other) => other !== one && other.step === one.step && !other.held_out && other.group === one.group);
+  if (one.held_out || !others.length) return null;
+  return element("div", { class: "others" }, element("h3", {}, "Others of its group"), others.map((other) =>
+    element("button", { onclick: () => choose(other) }, scoreView(other), element("span", { class: "preview" }, other.text.slice(0, 160)))));
 }
 
 function showRollout(one) {
@@ -124,7 +137,7 @@ function showRollout(one) {
       element("strong", {}, `${one.held_out ? "Held-out" : "Training"} prompt ${one.prompt_id}`),
       others.length ? element("button", { onclick: () => compare(one, others) }, "compare with another step") : null),
     ...facts(one).filter(Boolean), promptView(one.prompt), tokenView(run, one, shade),
-    one.pieces === null ? "" : shadeLegend(run, shade));
+    one.pieces === null ? "" : shadeLegend(run, shade), groupView(one) ?? "");
 }
 
 // From a click on a curve: that step's rollouts, or those of the last step before it that has any.
@@ -138,10 +151,13 @@ function showStep(step) {
 
 function clearFilters() {
   for (const id of ["step-from", "step-to", "reward-from", "reward-to", "group", "words"]) byId(id).value = "";
-  byId("source").value = byId("ending").value = "all";
+  [byId("source").value, byId("ending").value] = [usualSource(inspectedRun()), "all"];
   byId("extremes").checked = false;
   applyFilters();
 }
+
+const SOURCES = [["training", "training"], ["held_out", "held-out"], ["all", "both"]];
+const usualSource = (run) => (run.rollouts.some((one) => !one.held_out) ? "training" : "all");
 
 function filterControls() {
   const number = (id, hint) => element("input", { id, type: "number", step: "any", placeholder: hint, oninput: () => applyFilters() });
@@ -157,7 +173,7 @@ function filterControls() {
     range("step", number("step-from", "first"), number("step-to", "last")),
     range("reward", number("reward-from", "min"), number("reward-to", "max")),
     labelled("group", number("group", "any")),
-    labelled("of", pick("source", [["all", "training and held-out"], ["training", "training"], ["held_out", "held-out"]])),
+    labelled("of", pick("source", SOURCES)),
     labelled("ended", pick("ending", [["all", "either way"], ["ended", "by itself"], ["cut", "cut"]])),
     labelled("order", pick("order", [["step", "by step"], ["newest", "newest first"], ["best", "best first"], ["worst", "worst first"]])),
     element("input", { id: "words", type: "search", placeholder: "words in prompt or text", oninput: () => applyFilters() }),
@@ -178,6 +194,7 @@ function setUpInspector() {
       element("div", { class: "card listing" }, element("div", { id: "count", class: "quiet" }),
         element("div", { id: "list", role: "listbox", tabIndex: 0, onscroll: drawRows, onkeydown: moveChoice }, element("div", { id: "rows" }))),
       element("div", { id: "detail", class: "card" })));
+  byId("source").value = usualSource(inspectedRun());
   applyFilters();
 }
 

@@ -43,7 +43,7 @@ function switchTheme() {
 }
 
 function tile(name, value, detail) {
-  return element("div", { class: "card tile" }, element("span", {}, name), element("b", {}, value), element("small", {}, detail ?? ""));
+  return element("div", { class: "card tile", "data-name": name }, element("span", {}, name), element("b", {}, value), element("small", {}, detail ?? ""));
 }
 
 function tilesOf(run) {
@@ -75,19 +75,19 @@ function tableOf(runs) {
 // Before and after as means with whiskers, on one scale for all runs.
 function heldOutView(runs) {
   const rows = runs.filter((run) => run.held_out.gain).flatMap(({ name, colour: index, held_out: { gain } }) => [
-    { name, index, label: `before, step ${gain.steps[0]}`, numbers: gain.before },
-    { name, index, label: `after, step ${gain.steps[1]}`, numbers: gain.after },
-    { name, index, label: `gain over ${gain.num_prompts} prompts`, numbers: gain.gain, gain: true },
+    { name, index, shade: `var(--line-${index % NUM_COLOURS})`, label: `before, step ${gain.steps[0]}`, numbers: gain.before },
+    { name, index, shade: `var(--line-${index % NUM_COLOURS})`, label: `after, step ${gain.steps[1]}`, numbers: gain.after },
+    { name, index, shade: "var(--line-2)", label: `gain over ${gain.num_prompts} prompts`, numbers: gain.gain, gain: true },
   ]);
   if (!rows.length) return null;
   const ends = rows.flatMap(({ numbers }) => numbers), low = Math.min(0, ...ends), high = Math.max(...ends, low + 1e-9);
   const place = (value) => 1 + (98 * (value - low)) / (high - low || 1);
-  return element("div", { class: "card heldout" }, element("table", {}, rows.map(({ name, index, label, numbers, gain }) =>
-    element("tr", gain ? { class: "gain" } : {}, element("th", {}, runs.length > 1 ? [swatch(index), `${name} · `] : null, label),
+  return element("div", { class: "card heldout" }, element("table", {}, rows.map(({ name, index, shade, label, numbers, gain }) =>
+    element("tr", {}, element("th", {}, runs.length > 1 ? [swatch(index), `${name} · `] : null, label),
       element("td", { class: "number" }, gain ? signed(numbers[0]) : format(numbers[0])), element("td", { class: "quiet" }, interval(numbers)),
       element("td", { class: "whisker" }, element("i", { class: "zero", style: `left: ${place(0)}%` }),
-        element("i", { class: "bar", style: `left: ${place(numbers[1])}%; width: ${place(numbers[2]) - place(numbers[1])}%` }),
-        element("i", { class: "dot", style: `left: ${place(numbers[0])}%` }))))));
+        element("i", { class: "bar", style: `left: ${place(numbers[1])}%; width: ${place(numbers[2]) - place(numbers[1])}%; background: ${shade}` }),
+        element("i", { class: "dot", style: `left: ${place(numbers[0])}%; background: ${shade}` }))))));
 }
 
 function drawSummary() {
@@ -110,7 +110,8 @@ function drawAlarms() {
 }
 
 function timeOf(run) {
-  const parts = run.parts.map((name, index) => ({ name, index, seconds: run.metrics[`time/${name}`] })).filter(({ seconds }) => seconds && sum(seconds) > 0);
+  const parts = Object.keys(run.metrics).filter((name) => name.startsWith("time/"))
+    .map((name, index) => ({ name: name.slice(5), index, seconds: run.metrics[name] })).filter(({ seconds }) => sum(seconds) > 0);
   const total = sum(parts.map(({ seconds }) => sum(seconds)));
   if (!total) return null;
   const share = ({ seconds }) => (100 * sum(seconds)) / total;
