@@ -170,8 +170,8 @@ def test_a_tokenizer_of_another_model_is_refused(configured_policy):
     assert len(policy.encode(Prompt(3, "plain")).tokens) == 5
     with pytest.raises(ModelError, match=rf"prompt 3 holds token {size}, but the model knows {size} tokens only"):
         policy.encode(Prompt(3, "an <extra>"))
-    with pytest.raises(ModelError, match=f"completion '<extra>' holds token {size}"):
-        policy.encode_completion("<extra>")
+    with pytest.raises(ModelError, match=f"the completion of prompt 0 holds token {size}"):
+        policy.demonstration(Prompt(0, "a"), "<extra>")
     tokenizer.eos_token = "<extra>"
     with pytest.raises(ModelError, match=f"the end of sequence holds token {size}"):
         CausalPolicy(policy.model, tokenizer)
