@@ -176,6 +176,10 @@ def test_a_recipe_that_cannot_be_read_is_said_on_the_page(server):
     connection.request("GET", f"/{server.token}/events")
     response = connection.getresponse()
     assert "is not TOML" in json.loads(response.readline().removeprefix(b"data: "))["problem"]
+    server.run.write_recipe(pages.recipe_toml())
+    updates = (json.loads(line.removeprefix(b"data: ")) for line in response if line.startswith(b"data: "))
+    first = next(update["run"] for update in updates if "run" in update)
+    assert (first["steps"], len(first["rollouts"])) == ([1, 2, 3, 4, 5], 29)
     response.close()
     connection.close()
 
