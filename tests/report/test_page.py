@@ -225,7 +225,7 @@ def test_what_a_resume_took_back_is_not_shown(tmp_path):
 
 def test_damaged_lines_are_counted_on_the_page(run):
     with run.events_path.open("a") as file:
-        file.write('{"kind": "train", "step": "x"}\n[1]\n{"kind": 3, "step": 1}\n{"cut')
+        file.write('{"kind": "train", "step": "x"}\n[1]\n{"kind": 3, "step": 1}\n{"cut\n')
     assert summary(run)["damaged"] == 4
 
 
