@@ -57,6 +57,7 @@ def section(rows: Rows) -> str:
         return "Not measured yet."
     lines = [
         _fraction("Faults survived", [row for fault, row in measured if not fault.refused]),
+        "",
         _fraction("Bad inputs refused", [row for fault, row in measured if fault.refused]),
         "",
         "| fault | what is done | passes when | n | survived | s | measured |",
@@ -71,10 +72,7 @@ def section(rows: Rows) -> str:
 
 def _fraction(what: str, rows: Sequence[Mapping[str, Any]]) -> str:
     survived, injected = (sum(row[name] for row in rows) for name in ("survived", "injected"))
-    dates = sorted({row["measured"] for row in rows})
-    return (
-        f"{what}: **{survived} of {injected}** ({' to '.join(dict.fromkeys((dates[0], dates[-1])))})." if rows else ""
-    )
+    return f"{what}: **{survived} of {injected}**, measured {', '.join(sorted({row['measured'] for row in rows}))}."
 
 
 def _when(row: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@ starts in milliseconds and no pool of threads is left behind in it."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ from typing import Any
 
 from upslope.errors import UpslopeError
 
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2): no injection outlives the command
 Say = Callable[[str], None]
 _NO_WORD = json.dumps({"how": "crashed", "message": "it ended without a word"})
 _inherited: list[int] = []  # this process's own end of the pipe to its parent
@@ -80,6 +82,7 @@ def _run(function: Callable[[Say], object], tell: int) -> None:
         os.write(tell, f"{text}\n".encode())
 
     how, message = "crashed", ""
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     try:
         function(say)
         how = "done"

@@ -62,6 +62,7 @@ def _problem(fault: Fault, injection: Injection, log: Path) -> str | None:
 
 def _alone(fault: Fault, injection: Injection, log: Path) -> None:
     os.setsid()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LIMIT_S)
     with log.open("w") as file:
         for stream in (1, 2):

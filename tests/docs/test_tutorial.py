@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import runpy
 
+import pytest
 from pages import ROOT, blocks, run_page
 
 import upslope
 
 PAGE = ROOT / "docs" / "tutorial.md"
-CHOICE = "export MODEL=smollm2-135m-instruct LR=2e-5"
+CHOICE = "export MODEL=smollm2-135m-instruct LR=3e-5"
 
 
-def test_the_tutorial(reader, data_folder, capsys, monkeypatch, tmp_path):
+@pytest.mark.timeout(600)  # twenty seconds on a machine of its own; others may share it
+def test_the_tutorial(reader, data_folder, capsys, monkeypatch):
     """Every block in order; then what the page promises of the run: it learnt, it was resumed, its model loads."""
     small = reader / "tutorial.md"
     text = PAGE.read_text(encoding="utf-8")
     assert text.count(CHOICE) == 1
-    small.write_text(text.replace(CHOICE, f"export MODEL={data_folder / 'models' / 'stories260k'} LR=1e-3"))
+    small.write_text(text.replace(CHOICE, f"export MODEL={data_folder / 'models' / 'stories260k'} LR=2e-3"))
     ran = run_page(small, capsys, monkeypatch)
     assert [command.split()[:2] for command in ran if command.startswith("upslope")] == [
         ["upslope", command] for command in ("train", "train", "report", "resume", "evaluate", "generate")
     ]
     run = upslope.Run.open("runs/stories")
-    assert set(run.metrics["reward"]) == set(range(1, 21))
+    assert set(run.metrics["reward"]) == set(range(1, 17))
     held_out = run.metrics["evaluate/metric"]
-    assert set(held_out) == {0, 10, 20}
-    assert held_out[20] > 0.6 > 0.3 > held_out[0]
+    assert set(held_out) == {0, 8, 16}
+    assert held_out[16] > 0.6 > 0.3 > held_out[0]
     assert (run.folder / "report.html").stat().st_size > 10_000
     capsys.readouterr()
     runpy.run_path("use.py")

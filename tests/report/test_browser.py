@@ -4,8 +4,8 @@ import json
 import random
 import time
 
-import pages
 import pytest
+import run_pages
 
 from upslope.cli.report import summary
 from upslope.report.html import page as make_page
@@ -21,7 +21,7 @@ def written(path, *runs):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return pages.finished(tmp_path_factory.mktemp("browser") / "run", steps=STEPS)
+    return run_pages.finished(tmp_path_factory.mktemp("browser") / "run", steps=STEPS)
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_a_narrow_window_needs_no_scrolling_sideways(shown):
 
 
 def test_several_runs_are_laid_over_each_other(open_page, run, tmp_path):
-    other = pages.finished(tmp_path / "other", steps=3)
+    other = run_pages.finished(tmp_path / "other", steps=3)
     page = open_page(written(tmp_path / "page.html", run, other))
     assert numbers(page, "Reward") == ["0.500", "0.300"]
     page.get_by_label("show other").uncheck()
@@ -234,20 +234,20 @@ def test_several_runs_are_laid_over_each_other(open_page, run, tmp_path):
 
 
 def test_nothing_in_a_run_is_run(open_page, tmp_path):
-    run = Run.create(tmp_path / "run", pages.recipe_toml())
-    hostile = pages.chat(0, pages.HOSTILE)
+    run = Run.create(tmp_path / "run", run_pages.recipe_toml())
+    hostile = run_pages.chat(0, run_pages.HOSTILE)
     for step in (1, 2):
-        words = (pages.HOSTILE, str(step))
-        run.log_samples(step, [pages.rollout(hostile, words=words)], {"pieces": [words]})
+        words = (run_pages.HOSTILE, str(step))
+        run.log_samples(step, [run_pages.rollout(hostile, words=words)], {"pieces": [words]})
         run.log(
             "train",
             step=step,
-            **{"reward": 1.0, f"reward/{pages.HOSTILE}": 1.0, pages.HOSTILE: 2.0, "problem": pages.HOSTILE},
+            **{"reward": 1.0, f"reward/{run_pages.HOSTILE}": 1.0, run_pages.HOSTILE: 2.0, "problem": run_pages.HOSTILE},
         )
-    run.log("alarm", step=1, name=pages.HOSTILE, state="begin", text=pages.HOSTILE)
+    run.log("alarm", step=1, name=run_pages.HOSTILE, state="begin", text=run_pages.HOSTILE)
     page = open_page(written(tmp_path / "page.html", run))
     page.locator(".token").first.hover()
-    assert page.locator(".token").first.text_content() == pages.HOSTILE
+    assert page.locator(".token").first.text_content() == run_pages.HOSTILE
     assert page.locator("#change").text_content().count("window.attacked") >= 3
     assert page.evaluate("window.attacked") is None
     assert page.locator("img").count() == 0
@@ -255,15 +255,15 @@ def test_nothing_in_a_run_is_run(open_page, tmp_path):
 
 @pytest.mark.parametrize("kind", ["bare", "no samples", "no steps", "old samples"])
 def test_a_run_that_lacks_much_still_makes_a_page(open_page, tmp_path, kind):
-    run = Run.create(tmp_path / "run", pages.recipe_toml())
+    run = Run.create(tmp_path / "run", run_pages.recipe_toml())
     if kind == "bare":
-        pages.train(run, 1, critic=False, reference=False)
+        run_pages.train(run, 1, critic=False, reference=False)
     elif kind == "no samples":
         run.log("train", step=1, loss=2.0, lr=1e-5)
     elif kind == "no steps":
         run.log("kernels", step=0, decoder="llama-like")
     else:
-        run.log_samples(1, [pages.rollout(pages.chat(0, "say"))])
+        run.log_samples(1, [run_pages.rollout(run_pages.chat(0, "say"))])
     page = open_page(written(tmp_path / "page.html", run))
     text = page.locator("main").text_content()
     if kind == "bare":
@@ -279,9 +279,9 @@ def test_a_run_that_lacks_much_still_makes_a_page(open_page, tmp_path, kind):
 
 def test_two_thousand_rollouts_open_in_two_seconds(open_page, tmp_path):
     """2,000 rollouts of 128 tokens each, from the address to the list, the tokens and all curves drawn."""
-    run, draw = Run.create(tmp_path / "run", pages.recipe_toml()), random.Random(0)
+    run, draw = Run.create(tmp_path / "run", run_pages.recipe_toml()), random.Random(0)
     for step in range(1, 101):
-        pages.train(run, step, rows=20, length=128, generator=draw)
+        run_pages.train(run, step, rows=20, length=128, generator=draw)
     address = written(tmp_path / "page.html", run)
     seconds = []
     for _ in range(2):  # the machine may be busy for a moment

@@ -1,7 +1,7 @@
 """An open page, told of new steps only, ends up with what a page made afterwards holds."""
 
-import pages
 import pytest
+import run_pages
 
 from upslope.cli.report import held_out, summary
 from upslope.report.feed import Feed, Tail
@@ -26,7 +26,7 @@ def merged(known, update):
 
 @pytest.fixture
 def run(tmp_path):
-    return Run.create(tmp_path / "run", pages.recipe_toml())
+    return Run.create(tmp_path / "run", run_pages.recipe_toml())
 
 
 def by_step(shown):
@@ -35,14 +35,14 @@ def by_step(shown):
 
 def test_updates_add_up_to_the_page(run):
     feed, shown, sizes = Feed(run, held_out=held_out), None, []
-    pages.evaluate(run, 0, 3)
+    run_pages.evaluate(run, 0, 3)
     for step in range(1, 5):
-        pages.train(run, step, critic=step > 2)
+        run_pages.train(run, step, critic=step > 2)
         update = feed.poll()
         shown = merged(shown, update)
         sizes.append(len(update["run"]["steps"]))
         assert feed.poll() is None
-    pages.evaluate(run, 4, 20)
+    run_pages.evaluate(run, 4, 20)
     shown = merged(shown, feed.poll())
     assert sizes == [1, 1, 1, 1]
     assert by_step(shown) == by_step(summary(run))
@@ -51,12 +51,12 @@ def test_updates_add_up_to_the_page(run):
 def test_a_resume_that_takes_steps_back_is_told_from_the_start(run):
     feed = Feed(run, held_out=held_out)
     for step in (1, 2, 3):
-        pages.train(run, step, rows=1)
+        run_pages.train(run, step, rows=1)
     assert feed.poll()["run"]["steps"] == [1, 2, 3]
     run.log_resume(1)
     update = feed.poll()
     assert (update["whole"], update["run"]["steps"], len(update["run"]["rollouts"])) == (True, [1], 1)
-    pages.train(run, 2, rows=1)
+    run_pages.train(run, 2, rows=1)
     update = feed.poll()
     assert (update["whole"], update["run"]["steps"]) == (False, [2])
 
@@ -65,8 +65,8 @@ def test_a_run_that_is_not_there_yet_is_waited_for(tmp_path):
     feed = Feed(Run(tmp_path / "later"), held_out=held_out)
     assert feed.poll()["run"]["state"] == "not started"
     assert feed.poll() is None
-    run = Run.create(tmp_path / "later", pages.recipe_toml())
-    pages.train(run, 1)
+    run = Run.create(tmp_path / "later", run_pages.recipe_toml())
+    run_pages.train(run, 1)
     assert feed.poll()["run"]["steps"] == [1]
 
 
@@ -81,7 +81,7 @@ def test_a_change_of_state_alone_is_told(run):
 def test_a_file_that_was_replaced_is_read_anew(run):
     feed = Feed(run, held_out=held_out)
     for step in (1, 2):
-        pages.train(run, step)
+        run_pages.train(run, step)
     feed.poll()
     run.events_path.write_text('{"kind":"train","step":1,"reward":0.5}\n')
     update = feed.poll()

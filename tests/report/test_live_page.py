@@ -6,8 +6,8 @@ import subprocess
 import sys
 import time
 
-import pages
 import pytest
+import run_pages
 
 from upslope.report.run import Run
 
@@ -113,15 +113,15 @@ def test_the_page_follows_a_run_from_before_it_begins_until_it_is_stopped(folder
 
 def test_an_update_leaves_the_reader_where_he_is(folder, watched, open_page):
     """New steps come while a rollout is read under filters: filters, choice and zoom stay."""
-    run = Run.create(folder, pages.recipe_toml())
+    run = Run.create(folder, run_pages.recipe_toml())
     for step in (1, 2, 3):
-        pages.train(run, step)
+        run_pages.train(run, step)
     page = open_page(watched[0])
     page.locator(".row").nth(2).wait_for()
     page.fill("#step-to", "2")
     page.locator(".row").nth(5).click()
     chosen = page.locator("#detail").text_content()
-    pages.train(run, 4)
+    run_pages.train(run, 4)
     page.locator("#count", has_text="8 of 16 rollouts").wait_for()
     assert page.locator("#detail").text_content() == chosen
     assert page.locator('.row[aria-selected="true"]').count() == 1

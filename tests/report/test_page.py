@@ -6,8 +6,8 @@ import json
 import math
 from html.parser import HTMLParser
 
-import pages
 import pytest
+import run_pages
 
 from upslope.cli.report import held_out, summary
 from upslope.errors import CheckpointError, RecordError
@@ -51,7 +51,7 @@ def read(text):
 
 @pytest.fixture
 def run(tmp_path):
-    return pages.finished(tmp_path / "run")
+    return run_pages.finished(tmp_path / "run")
 
 
 def test_the_page_holds_every_number_of_the_run(run):
@@ -84,24 +84,24 @@ def test_held_out_results_are_those_of_the_intervals(run):
 
 def test_hostile_text_stays_text(tmp_path):
     """A completion, a prompt, a metric's name, an alarm and the folder's name try to end the script they lie in."""
-    run = Run.create(tmp_path / pages.HOSTILE.replace("/", "\u2044"), pages.recipe_toml())
-    hostile = pages.chat(0, pages.HOSTILE)
+    run = Run.create(tmp_path / run_pages.HOSTILE.replace("/", "\u2044"), run_pages.recipe_toml())
+    hostile = run_pages.chat(0, run_pages.HOSTILE)
     run.log_samples(
         1,
-        [pages.rollout(hostile, words=(pages.HOSTILE, "\ud800", "<!--"))],
-        {"pieces": [[pages.HOSTILE, "\ud800", "<!--"]]},
+        [run_pages.rollout(hostile, words=(run_pages.HOSTILE, "\ud800", "<!--"))],
+        {"pieces": [[run_pages.HOSTILE, "\ud800", "<!--"]]},
     )
-    run.log("train", step=1, **{f"reward/{pages.HOSTILE}": 1.0, "problem": pages.HOSTILE})
-    run.log("alarm", step=1, name=pages.HOSTILE, state="begin", text=pages.HOSTILE)
-    run.log(pages.HOSTILE, step=1, text=pages.HOSTILE)
+    run.log("train", step=1, **{f"reward/{run_pages.HOSTILE}": 1.0, "problem": run_pages.HOSTILE})
+    run.log("alarm", step=1, name=run_pages.HOSTILE, state="begin", text=run_pages.HOSTILE)
+    run.log(run_pages.HOSTILE, step=1, text=run_pages.HOSTILE)
     reader, data = read(html.page({"runs": [summary(run)], "live": False}, title=run.folder.name))
     assert [kind for kind, _ in reader.scripts] == ["application/json", "program", "program"]
     assert "img" not in reader.tags
     (shown,) = data["runs"]
-    assert shown["rollouts"][0]["text"].startswith(pages.HOSTILE)
-    assert shown["rollouts"][0]["prompt"][1] == ["user", pages.HOSTILE]
-    assert shown["metrics"][f"reward/{pages.HOSTILE}"] == [1.0]
-    assert shown["alarms"][0]["text"] == pages.HOSTILE
+    assert shown["rollouts"][0]["text"].startswith(run_pages.HOSTILE)
+    assert shown["rollouts"][0]["prompt"][1] == ["user", run_pages.HOSTILE]
+    assert shown["metrics"][f"reward/{run_pages.HOSTILE}"] == [1.0]
+    assert shown["alarms"][0]["text"] == run_pages.HOSTILE
 
 
 @pytest.mark.parametrize("live", [False, True])
@@ -182,8 +182,8 @@ def test_a_column_of_equal_numbers_is_one_number(run):
 
 
 def test_without_critic_reference_and_token_texts_those_columns_are_none(tmp_path):
-    run = Run.create(tmp_path / "run", pages.recipe_toml())
-    pages.train(run, 1, critic=False, reference=False)
+    run = Run.create(tmp_path / "run", run_pages.recipe_toml())
+    run_pages.train(run, 1, critic=False, reference=False)
     (shown, *_), _ = inspect(
         [{k: v for k, v in run.samples()[0].items() if k not in ("pieces", "old_logprobs", "advantages")}]
     )
@@ -212,11 +212,11 @@ def test_a_sample_that_contradicts_itself_is_left_out_and_counted(run, spoilt):
 
 
 def test_what_a_resume_took_back_is_not_shown(tmp_path):
-    run = Run.create(tmp_path / "run", pages.recipe_toml())
+    run = Run.create(tmp_path / "run", run_pages.recipe_toml())
     for step in (1, 2, 3):
-        pages.train(run, step, rows=1)
+        run_pages.train(run, step, rows=1)
     run.log_resume(1)
-    pages.train(run, 2, rows=1)
+    run_pages.train(run, 2, rows=1)
     shown = summary(run)
     assert shown["steps"] == [1, 2]
     assert [one["step"] for one in shown["rollouts"]] == [1, 2]
@@ -225,7 +225,7 @@ def test_what_a_resume_took_back_is_not_shown(tmp_path):
 
 def test_damaged_lines_are_counted_on_the_page(run):
     with run.events_path.open("a") as file:
-        file.write('{"kind": "train", "step": "x"}\n[1]\n{"kind": 3, "step": 1}\n{"cut')
+        file.write('{"kind": "train", "step": "x"}\n[1]\n{"kind": 3, "step": 1}\n{"cut\n')
     assert summary(run)["damaged"] == 4
 
 
@@ -233,7 +233,7 @@ def test_no_page_of_nothing(tmp_path):
     with pytest.raises(CheckpointError, match=r"is no run folder: it holds no recipe\.toml"):
         Run.open(tmp_path)
     with pytest.raises(RecordError, match="has logged nothing yet"):
-        summary(Run.create(tmp_path / "run", pages.recipe_toml()))
+        summary(Run.create(tmp_path / "run", run_pages.recipe_toml()))
     broken = Run.create(tmp_path / "broken", "this is [ no TOML")
     broken.log("train", step=1, reward=1.0)
     with pytest.raises(CheckpointError, match=r"recipe.toml is not TOML: .* is .*broken a run folder"):

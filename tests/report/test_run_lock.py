@@ -156,9 +156,10 @@ def test_a_folder_that_has_become_read_only_hides_no_other_error(tmp_path, monke
     def read_only(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    with pytest.raises(ZeroDivisionError), run, monkeypatch.context() as patch:
+    run.__enter__()
+    with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", read_only)
-        raise ZeroDivisionError
+        run.__exit__(None, None, None)
     holder = FolderLock(run.folder / "lock").holder()
     assert holder is not None
     assert holder.pid == os.getpid()

@@ -7,8 +7,8 @@ import signal
 import socket
 import threading
 
-import pages
 import pytest
+import run_pages
 
 from upslope.cli.report import held_out
 from upslope.errors import CheckpointError, RecordError
@@ -18,7 +18,7 @@ from upslope.report.server import LiveServer
 
 @pytest.fixture
 def run(tmp_path):
-    return pages.finished(tmp_path / "run")
+    return run_pages.finished(tmp_path / "run")
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_stop_says_when_nobody_trains(server):
 @pytest.mark.parametrize("pid", [0, -1, 1.5, "1", True, None])
 def test_a_lock_that_names_no_single_process_names_nobody(tmp_path, pid):
     """os.kill takes 0 and below for whole groups of processes."""
-    run = Run.create(tmp_path / "run", pages.recipe_toml())
+    run = Run.create(tmp_path / "run", run_pages.recipe_toml())
     lock = {"pid": pid, "host": socket.gethostname(), "started": 0}
     (run.folder / "lock").write_text(json.dumps(lock))
     assert run.holder() is None
@@ -136,7 +136,7 @@ def test_a_lock_that_names_no_single_process_names_nobody(tmp_path, pid):
 
 
 def test_a_run_on_another_host_cannot_be_stopped_from_here(tmp_path):
-    run = Run.create(tmp_path / "run", pages.recipe_toml())
+    run = Run.create(tmp_path / "run", run_pages.recipe_toml())
     (run.folder / "lock").write_text(json.dumps({"pid": 7, "host": "elsewhere", "started": 0}))
     with pytest.raises(CheckpointError, match="by process 7 on elsewhere: stop it there"):
         run.stop()
@@ -149,7 +149,7 @@ def test_updates_come_as_the_run_goes_on(server):
     first = json.loads(response.readline().removeprefix(b"data: "))
     assert (first["whole"], first["run"]["steps"]) == (True, [1, 2, 3, 4, 5])
     assert response.readline() == b"\n"
-    pages.train(server.run, 6)
+    run_pages.train(server.run, 6)
     second = json.loads(response.readline().removeprefix(b"data: "))
     assert (second["whole"], second["run"]["steps"], len(second["run"]["rollouts"])) == (False, [6], 4)
     response.close()
@@ -176,6 +176,10 @@ def test_a_recipe_that_cannot_be_read_is_said_on_the_page(server):
     connection.request("GET", f"/{server.token}/events")
     response = connection.getresponse()
     assert "is not TOML" in json.loads(response.readline().removeprefix(b"data: "))["problem"]
+    server.run.write_recipe(run_pages.recipe_toml())
+    updates = (json.loads(line.removeprefix(b"data: ")) for line in response if line.startswith(b"data: "))
+    first = next(update["run"] for update in updates if "run" in update)
+    assert (first["steps"], len(first["rollouts"])) == ([1, 2, 3, 4, 5], 29)
     response.close()
     connection.close()
 

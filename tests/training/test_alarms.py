@@ -230,6 +230,7 @@ def test_a_reward_that_drops_samples(tmp_path):
     run = tiny(tmp_path / "run", shouted, steps=4)
     assert (3, "dropped_samples") in began(run)
     (event,) = [event for event in run.events("alarm") if event["name"] == "dropped_samples"]
+    assert not any(name.startswith("alarm") for name in run.metrics)  # values of different quantities
     history = run.history()[2]
     assert event["value"] == history["dropped"] / 16 > 0.1
 

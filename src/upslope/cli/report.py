@@ -37,13 +37,14 @@ def report(
 def summary(run: Run) -> dict[str, Any]:
     """What the page shows of a run. Raises: RecordError when the run has logged nothing yet."""
     from upslope.errors import RecordError
-    from upslope.report.summary import summarise
+    from upslope.report.feed import Feed
 
-    events = list(run.events())
-    samples = run.samples() + run.samples(kind="held_out")
-    if not events and not samples:
+    update = Feed(run, held_out=held_out).poll()
+    assert update is not None, "the first update says all"
+    shown: dict[str, Any] = update["run"]
+    if not (shown["steps"] or shown["rollouts"] or shown["notes"] or shown["held_out"]["curve"]):
         raise RecordError(f"{run.folder} has logged nothing yet, so there is nothing to report")
-    return summarise(run, events, samples, held_out=held_out, damaged=run.damaged_lines)
+    return shown
 
 
 def held_out(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

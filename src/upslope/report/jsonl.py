@@ -12,6 +12,7 @@ from typing import Any
 from upslope.errors import CheckpointError, RecordError
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_SPELT = (b'"NaN"', b'Infinity"')
 _TEXT = frozenset({"kind", "prompt", "text", "pieces", "stop_reason", "failure"})  # a model may well write "NaN"
 
 
@@ -59,7 +60,10 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
         return None
     step = record.get("step")
-    return _from_json(record) if isinstance(step, int) and not isinstance(step, bool) else None
+    if not isinstance(step, int) or isinstance(step, bool):
+        return None
+    spelt = any(name in line for name in _SPELT)  # most lines have none, and some lines are long
+    return _from_json(record) if spelt else record
 
 
 class JsonLines:

@@ -155,10 +155,11 @@ class Run:
     def metrics(self) -> dict[str, dict[int, float]]:
         """Every number logged, by name and step: `run.metrics["reward"][10]`, `run.metrics["evaluate/reward"]`.
 
-        Training metrics go by their own name, those of other kinds of event by `kind/name`. Read afresh each time.
+        Training metrics go by their own name, those of other kinds of event by `kind/name`; alarms are left out, since
+        each has a value of another quantity. Read afresh each time.
         """
         metrics: dict[str, dict[int, float]] = {}
-        events = [event for event in self.events() if event["kind"] not in _ABOUT_THE_FOLDER]
+        events = [event for event in self.events() if event["kind"] not in _ABOUT_THE_FOLDER | {"alarm"}]
         for event in sorted(events, key=lambda event: int(event["step"])):
             prefix = "" if event["kind"] == "train" else f"{event['kind']}/"
             for name, value in event.items():

@@ -126,8 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
         while not self.server.closing.is_set():
             try:
                 update: dict[str, Any] | None = feed.poll()
-            except UpslopeError as error:  # a recipe in mid-copy, say: the page shows it and goes on
-                update = {"problem": str(error)}
+            except UpslopeError as error:  # a recipe in mid-copy, say: the page shows it, and all once it can be read
+                update, feed = {"problem": str(error)}, Feed(self.server.run, held_out=self.server.held_out)
             if update is not None:
                 self.wfile.write(f"data: {inert_json(update)}\n\n".encode())
             elif silent_s >= _HEARTBEAT_S:
