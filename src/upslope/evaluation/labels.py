@@ -138,7 +138,8 @@ def calibration(confidences: np.ndarray, right: np.ndarray) -> Calibration:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)
+    ratio: np.ndarray = np.divide(part, whole, out=np.zeros(part.shape), where=whole > 0)
+    return ratio
 
 
 def _f1(counts: np.ndarray) -> np.ndarray:
@@ -200,7 +201,8 @@ def _errors(
 
 def _confidence(rollout: Rollout) -> np.ndarray:
     """The probability of each decision."""
-    return np.exp(np.array(rollout.engine_logprobs))
+    confidence: np.ndarray = np.exp(np.array(rollout.engine_logprobs))
+    return confidence
 
 
 def _as_list(value: Any) -> list[str]:
