@@ -204,6 +204,24 @@ def test_generate_writes_what_the_model_would(upslope, trained):
     assert again == same != other
 
 
+def test_generate_looks_for_the_best_text_with_beams(upslope, trained):
+    """The best text is Transformers' own; with several, scores stand in front, best first."""
+    status, out, _ = upslope("generate", trained, "1+1=", "--plain", "--max-new-tokens", "6", "--beams", "3")
+    assert status == 0
+    model, tokenizer = Run.open(trained).load_model(), AutoTokenizer.from_pretrained(trained / "model")
+    ids = torch.tensor([tokenizer("1+1=")["input_ids"]])
+    best = model.generate(ids, attention_mask=torch.ones_like(ids), num_beams=3, do_sample=False, max_new_tokens=6)
+    assert out.rstrip("\n") == tokenizer.decode(best[0, ids.shape[1] :], skip_special_tokens=True)
+    arguments = ("--plain", "--max-new-tokens", "6", "--beams", "4", "--n-best", "3", "--length-penalty", "0")
+    lines = upslope("generate", trained, "1+1=", *arguments)[1].splitlines()
+    scores = [float(line.split()[0]) for line in lines if line.startswith("-")]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+    status, _, error = upslope("generate", trained, "1+1=", "--beams", "2", "--n-best", "3")
+    assert status == 2
+    assert "3 texts are asked of 2 beams" in error
+
+
 def test_evaluate_reports_the_metric_with_its_interval(upslope, trained):
     status, out, _ = upslope("evaluate", trained, "--json", "--num-prompts", "5")
     found = json.loads(out)
@@ -217,6 +235,7 @@ def test_evaluate_reports_the_metric_with_its_interval(upslope, trained):
     assert out.startswith("correct = ")
     assert ", 95% interval [" in out
     assert out.rstrip().endswith("3 prompts")
+    assert upslope("evaluate", trained, "--json", "--num-prompts", "5", "--beams", "2")[0] == 0
     status, out, _ = upslope("evaluate", "tiny-llama", "--task", "arithmetic", "--num-prompts", "4", "--json")
     assert json.loads(out)["prompts"] == 4
 

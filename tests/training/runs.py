@@ -37,7 +37,21 @@ CASES = {
     "grpo": {"model": "tiny-gpt2", "algorithm": "grpo", "group_size": 4, "kl_target": 0.05, "kl_horizon": 20.0},
     "reinforce": {"model": "tiny-llama", "algorithm": "reinforce", "every_steps": 2},
     "supervised": {"model": "tiny-gpt2", "method": "supervised", "dropout": True},
+    "classifier": {
+        "model": "tiny-bert",
+        "kind": "classifier",
+        "algorithm": "ppo",
+        "critic": "separate",
+        "epochs": 2,
+        "minibatches": 3,
+    },
+    "expected": {"model": "tiny-llama", "kind": "classifier", "algorithm": "reinforce_pp", "expected": True},
+    "tagger": {"model": "tiny-bert", "kind": "tagger", "algorithm": "grpo", "group_size": 4, "every_steps": 2},
+    "tagger_supervised": {"model": "tiny-llama", "kind": "tagger", "method": "supervised", "completion": "tags"},
+    "seq2seq": {"model": "tiny-bart", "kind": "seq2seq", "algorithm": "ppo", "group_size": 2, "epochs": 2},
+    "seq2seq_supervised": {"model": "tiny-t5", "kind": "seq2seq", "method": "supervised", "dropout": True},
 }
+LABELS = {"classifier": ("sea", "sky", "fog", "oak", "ice"), "tagger": ("o", "B-a", "I-a")}
 
 
 def vowels(completion):
@@ -45,9 +59,17 @@ def vowels(completion):
     return sum(letter in "aeiou" for letter in completion) / (1 + len(completion))
 
 
-def task():
+def task(kind="causal"):
+    """Words to say, to choose between, or to tag."""
     prompts = [{"prompt": f"say {word}", "completion": word} for word in ("sea", "sky", "fog", "oak", "ice")]
-    return upslope.Task(prompts=prompts, reward=vowels, eval_prompts=["say oat", "say aid"])
+    if kind == "tagger":
+        prompts = [{"prompt": prompt["prompt"], "tags": ["o", "B-a"]} for prompt in prompts]
+    labels = LABELS.get(kind, ())
+    return upslope.Task(prompts=prompts, reward=vowels, eval_prompts=["say oat", "say aid"], labels=labels)
+
+
+def task_of(case):
+    return task(CASES[case].get("kind", "causal"))
 
 
 class StopAfter:
@@ -65,7 +87,7 @@ class StopAfter:
 
 
 def start(case, folder, trackers=()):
-    return upslope.train(task=task(), run=folder, trackers=list(trackers), **{**COMMON, **CASES[case]})
+    return upslope.train(task=task_of(case), run=folder, trackers=list(trackers), **{**COMMON, **CASES[case]})
 
 
 def main(mode, root):
@@ -74,7 +96,7 @@ def main(mode, root):
         if mode == "whole":
             start(case, folder)
         elif mode == "resume":
-            upslope.resume(folder, task=task())
+            upslope.resume(folder, task=task_of(case))
         else:
             try:
                 start(case, folder, [StopAfter(STOP_AFTER)])

@@ -13,11 +13,13 @@ from runs import CASES, STEPS, STOP_AFTER
 
 from upslope.report.run import Run
 
+pytestmark = pytest.mark.timeout(600)  # three processes train every case
+
 
 def in_new_process(mode, root):
     script = Path(__file__).with_name("runs.py")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, str(script), mode, str(root)], check=True, env=environment, timeout=170)
+    subprocess.run([sys.executable, str(script), mode, str(root)], check=True, env=environment, timeout=500)
 
 
 @pytest.fixture(scope="module")

@@ -201,8 +201,8 @@ def _errors(
 
 def _confidence(rollout: Rollout) -> np.ndarray:
     """The probability of each decision."""
-    probabilities: np.ndarray = np.exp(np.array(rollout.engine_logprobs))
-    return probabilities
+    confidence: np.ndarray = np.exp(np.array(rollout.engine_logprobs))
+    return confidence
 
 
 def _as_list(value: Any) -> list[str]:

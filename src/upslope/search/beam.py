@@ -140,7 +140,7 @@ class _Search:
         totals = (self._totals[:, None] + logprobs).flatten()
         best, index = totals.topk(min(max(2, 1 + len(self._endings)) * width, len(totals)))
         going: list[tuple[int, int, Row]] = []  # rank among the candidates, parent, beginning
-        for rank, at in enumerate(index[best > -math.inf].tolist()):
+        for rank, at in enumerate(index[best != -math.inf].tolist()):
             parent, token = divmod(at, vocabulary)
             row = _longer(self.running[parent], token, float(logprobs[parent, token]))
             row.stop_reason = stopped(row, self._policy, self._endings, self._sampling)
