@@ -116,9 +116,7 @@ def _load(findings: Findings, recipe: Recipe, policy: CausalPolicy, task: Task) 
     return load
 
 
-def _fits(
-    findings: Findings, recipe: Recipe, policy: Policy, engine: Engine, task: Task, runtime: int
-) -> bool:
+def _fits(findings: Findings, recipe: Recipe, policy: Policy, engine: Engine, task: Task, runtime: int) -> bool:
     """The batch in words, and whether its memory is there, as far as that is known."""
     cut = check_prompts(recipe, policy, task)
     if cut:

@@ -182,7 +182,7 @@ def _rows(policy: CausalPolicy, rows: int, actions: int) -> Batch:
 def runtime_bytes(recipe: Recipe) -> int:
     """What this process holds before the recipe's model: the libraries, each used once on a tiny model."""
     tiny = ModelSettings(name=TINY_NAMES[0], dtype=recipe.model.dtype, device=recipe.model.device)
-    policy = policy_of(recipe.model_copy(update={"model": tiny}), ())
+    policy = policy_of(recipe.model_copy(update={"model": tiny}))
     assert isinstance(policy, CausalPolicy)
     engine = LocalEngine(**recipe.engine.model_dump())
     engine.load(policy, version=0)

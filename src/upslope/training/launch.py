@@ -169,7 +169,7 @@ def _guarded(session: Session, loop: Callable[[Session], None]) -> Run:
     return session.run
 
 
-def policy_of(recipe: Recipe, labels: Sequence[str]) -> Policy:
+def policy_of(recipe: Recipe, labels: Sequence[str] = ()) -> Policy:
     """The policy a recipe names, with the critic and the reference that its method needs, for a task's labels."""
     settings, learns = recipe.model, recipe.method == "policy_gradient"
     return load_policy(
