@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 
-def before(owner: Any, name: str, act: Callable[[], None], *, when: Callable[..., bool]) -> None:
-    """Patch owner.name for the rest of this process: before the first call whose arguments satisfy `when`, act."""
-    original, acted = getattr(owner, name), []
+def before(owner: Any, name: str, act: Callable[[], object], *, when: Callable[..., bool]) -> None:
+    """Patch owner.name for the rest of this process: before each call whose arguments satisfy `when`, act."""
+    original = getattr(owner, name)
 
     def patched(*args: Any, **kwargs: Any) -> Any:
-        if not acted and when(*args, **kwargs):
-            acted.append(True)
+        if when(*args, **kwargs):
             act()
         return original(*args, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import statistics
@@ -29,20 +30,41 @@ _SOON_S = 10.0
 
 def kill_while_saving(injection: Injection) -> None:
     """kill -9 between the first byte of a checkpoint and the last: a temporary folder must be there to show for it."""
-    save = injection.rng.randint(2, STEPS)  # an intact checkpoint lies before it
-    typical = statistics.median(event["save_s"] for event in Run.open(injection.whole).events("checkpoint"))
+    saves = [event["save_s"] for event in Run.open(injection.whole).events("checkpoint")]
     for attempt in range(_TRIES):
         folder = injection.folder / f"run-{attempt}"
-        child = Child(lambda say, folder=folder: _start_saying(say, folder, "save", save))
-        child.line()
-        time.sleep(injection.rng.uniform(0.0, typical))
-        child.send(signal.SIGKILL)
-        if child.end().how == "killed" and list(folder.glob("checkpoints/.tmp-*")):
+        if step := _killed_in_a_save(injection, folder, statistics.median(saves)):
             break
     else:
-        raise NotSurvivedError(f"not injected: none of {_TRIES} kills came within a save")
-    check_intact(folder, steps=(save - 1, save))
+        raise NotSurvivedError(f"not injected: none of {_TRIES} runs could be killed within a save")
+    check_intact(folder, steps=(step - 1, step))
     check_resumes(folder, injection.whole)
+
+
+def _killed_in_a_save(injection: Injection, folder: Path, save_s: float) -> int | None:
+    """Kill a run within a save from a random step on; that step, or None where the run was always faster. It is stopped
+    at a random moment of the save, looked at, and killed where it stands, or let on to its next save."""
+    first = injection.rng.randint(2, STEPS)  # an intact checkpoint lies before it
+    child = Child(lambda say: _start_saying_saves(say, folder))
+    while saving := child.line():
+        if saving.isdigit() and int(saving) >= first:
+            time.sleep(injection.rng.uniform(0.0, save_s))
+            child.send(signal.SIGSTOP)
+            os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            if list(folder.glob("checkpoints/.tmp-*")):
+                child.send(signal.SIGKILL)
+                child.end()
+                return int(saving)
+            child.send(signal.SIGCONT)
+    child.end()
+    return None
+
+
+def _start_saying_saves(say: Say, folder: Path) -> None:
+    """Train, and say before each save which step it is of."""
+    saves = itertools.count(1)
+    before(*PHASES["save"], lambda: say(str(next(saves))), when=lambda *_, **__: True)
+    start(folder)
 
 
 def kill_at_random(injection: Injection) -> None:

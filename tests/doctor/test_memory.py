@@ -122,16 +122,18 @@ def test_a_forecast_beyond_what_is_free_is_an_error_with_a_mend(monkeypatch, fre
         assert "[model.lora]" in found.mend  # the optimiser is the largest part
 
 
+@pytest.mark.timeout(900)
 def test_the_forecast_is_within_15_percent_of_the_measured_peak(tmp_path):
-    """A random model of 25 million weights: doctor and run in processes of their own, the peak by VmHWM.
+    """A random model of 30 million weights: doctor and run in processes of their own, the peak by VmHWM.
 
-    Three quarters of it are the model's, so that what Python takes by itself decides nothing.
+    Most of it is the model's, so that what Python takes by itself decides nothing.
     """
     model, tokenizer = tiny_model("tiny-llama", **MIDDLING)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    settings = {"model.name": str(tmp_path / "model"), "prompts_per_step": 8, "group_size": 8, "max_new_tokens": 24}
-    recipe = recipe_of("grpo", **settings, **{"run.folder": str(tmp_path / "run"), "steps": 3, "run.trackers": []})
+    settings = {"model.name": str(tmp_path / "model"), "group_size": 8, "max_new_tokens": 16}
+    settings |= {"run.folder": str(tmp_path / "run"), "steps": 2, "run.trackers": [], "micro_batch_tokens": 512}
+    recipe = recipe_of("grpo", **settings)
     (tmp_path / "recipe.toml").write_text(recipe.to_toml())
     doctor = "from upslope.cli.main import run; run()"
     out = run_python(doctor, "doctor", tmp_path / "recipe.toml", "--json", "--prompts", "1")

@@ -77,25 +77,23 @@ class Forecast:
 
 
 def forecast(recipe: Recipe, policy: CausalPolicy, engine: LocalEngine, load: Load, *, runtime: int) -> Forecast:
-    """The peak of a run from the second step on, when the optimiser has its moments; a part that is gone by then is 0.
+    """The peak of a run from the second step on, when the optimiser has its moments.
 
-    runtime: what the process holds before the model. While a policy gradient learns, the engine rests: the peak is that
-    of sampling or of the update, whichever takes more.
+    runtime: what the process holds before the model. The engine rests during the update, but the two do not share
+    memory as a sum of sizes would have it: what one frees lies in pieces between what stays, and the other's tensors
+    are of other sizes. So both are counted; see docs/log.md for what was measured.
     """
     held = _bytes(trainable(policy.module).values())
     learns = recipe.method == "policy_gradient"
     weights = _bytes(policy.model.parameters()) + _bytes(policy.model.buffers())
-    sampling, update = _sampling(recipe, engine, load), _update(recipe, policy, load, held)
-    if learns:
-        (sampling if sum(sampling.values()) < sum(update.values()) else update).clear()
-    nothing = dict.fromkeys(("engine_weights", "cache", "gradients", "activations"), 0)
     return Forecast(
         runtime=runtime,
         weights=weights,
         reference=weights if learns and recipe.algorithm.needs_reference and recipe.model.lora is None else 0,
         critic=_bytes(p for name, p in policy.module.named_parameters() if is_critic(name)),
         optimiser=_MOMENTS * held,
-        **{**nothing, **sampling, **update},
+        **_sampling(recipe, engine, load),
+        **_update(recipe, policy, load, held),
     )
 
 

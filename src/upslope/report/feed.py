@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from upslope.report.jsonl import parse_line
-from upslope.report.run import Run, standing
+from upslope.report.jsonl import parse_line, standing
+from upslope.report.run import Run
 from upslope.report.summary import HeldOut, state, summarise
 
 

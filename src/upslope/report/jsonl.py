@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from upslope.errors import CheckpointError, RecordError
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+# kinds of events that stand whatever step a run is resumed from
+ABOUT_THE_FOLDER = frozenset({"resume", "stale_lock", "settings", "damaged_checkpoint"})
 _SPELT = (b'"NaN"', b'Infinity"')
 _TEXT = frozenset({"kind", "prompt", "text", "pieces", "stop_reason", "failure"})  # a model may well write "NaN"
 
@@ -64,6 +66,16 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
         return None
     spelt = any(name in line for name in _SPELT)  # most lines have none, and some lines are long
     return _from_json(record) if spelt else record
+
+
+def standing(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records that no later resume from an earlier step has replaced."""
+    kept: list[dict[str, Any]] = []
+    for record in records:
+        if record["kind"] == "resume":
+            kept = [r for r in kept if r["step"] <= record["step"] or r["kind"] in ABOUT_THE_FOLDER]
+        kept.append(record)
+    return kept
 
 
 class JsonLines:

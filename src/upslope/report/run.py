@@ -12,12 +12,8 @@ from typing import Any
 
 from upslope.errors import CheckpointError, ModelError, RecordError
 from upslope.records import Rollout
-from upslope.report.jsonl import JsonLines
+from upslope.report.jsonl import ABOUT_THE_FOLDER, JsonLines, standing
 from upslope.report.lock import FolderLock, Owner
-
-_ABOUT_THE_FOLDER = frozenset(
-    {"resume", "stale_lock", "settings", "damaged_checkpoint"}
-)  # these stand whatever step a run is resumed from
 
 
 class Run:
@@ -159,7 +155,7 @@ class Run:
         each has a value of another quantity. Read afresh each time.
         """
         metrics: dict[str, dict[int, float]] = {}
-        events = [event for event in self.events() if event["kind"] not in _ABOUT_THE_FOLDER | {"alarm"}]
+        events = [event for event in self.events() if event["kind"] not in ABOUT_THE_FOLDER | {"alarm"}]
         for event in sorted(events, key=lambda event: int(event["step"])):
             prefix = "" if event["kind"] == "train" else f"{event['kind']}/"
             for name, value in event.items():
@@ -293,16 +289,6 @@ def _sample(rollout: Rollout) -> dict[str, Any]:
         "metrics": rollout.metrics,
         "failure": rollout.failure,
     }
-
-
-def standing(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records that no later resume from an earlier step has replaced."""
-    kept: list[dict[str, Any]] = []
-    for record in records:
-        if record["kind"] == "resume":
-            kept = [r for r in kept if r["step"] <= record["step"] or r["kind"] in _ABOUT_THE_FOLDER]
-        kept.append(record)
-    return kept
 
 
 def write_text(path: Path, text: str) -> None:

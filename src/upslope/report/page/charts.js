@@ -117,7 +117,7 @@ function setZoom(range) {
   byId("unzoom").hidden = range === null;
 }
 
-// Alarms as bands from where they began to where they ended; places where the run was resumed as dashed lines.
+// Behind the lines: alarms as bands from where they began to where they ended; places where the run was resumed as dashed lines.
 function drawMarks(plot) {
   const { ctx, bbox } = plot, at = (place) => plot.valToPos(place, "x", true);
   const inside = (x) => Math.max(bbox.left, Math.min(bbox.left + bbox.width, x));
@@ -182,7 +182,7 @@ function options(drawn, { series, bands }, width) {
       bind: { dblclick: () => () => setZoom(null) },
     },
     hooks: {
-      draw: [drawMarks],
+      drawClear: [drawMarks],
       setCursor: [() => drawn.plot && readOut(drawn)],
       setSelect: [(plot) => {
         if (plot.select.width < 4) return;
