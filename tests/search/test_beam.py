@@ -109,7 +109,7 @@ def test_texts_are_those_of_transformers(name, settings, sampling):
     assert {r.version for r in rollouts} == {5}
     assert {r.stop_reason for r in rollouts} <= {"eos", "length"}
     if settings["width"] > 2:
-        assert len({r.actions for r in rollouts}) >= 20
+        assert len({r.actions for r in rollouts}) >= 10
     if settings["width"] > 2 and settings["length_penalty"] <= 1.0:
         assert {r.stop_reason for r in rollouts} == {"eos", "length"}
     batch, _ = collate(rollouts)

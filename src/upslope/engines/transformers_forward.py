@@ -80,7 +80,7 @@ class TransformersForward:
         return logits
 
     def keep(self, alive: Sequence[int]) -> None:
-        """Forget all rows but these."""
+        """Forget all rows but these; a row may be named several times, for beams."""
         if not alive:
             self.drop()
             return
