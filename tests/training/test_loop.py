@@ -410,11 +410,14 @@ def test_misspelt_model_leaves_no_run_folder(tmp_path):
 
 
 def test_prompts_without_room_for_an_answer_are_refused_before_the_run_begins(tmp_path):
-    for settings in ({}, {"method": "supervised"}):
-        long = [{"prompt": "a", "completion": "b"}, {"prompt": "c" * 300, "completion": "d"}]
-        with pytest.raises(DataError, match=r"prompt 1 .*the model's context has room for .*; shorten"):
-            train(tmp_path, task=upslope.Task(prompts=long, reward=vowels), **settings)
-    with pytest.raises(DataError, match="prompt 0 has no text in column 'answer'"):
+    long = upslope.Task(
+        prompts=[{"prompt": "a", "completion": "b"}, {"prompt": "c" * 300, "completion": "d"}], reward=vowels
+    )
+    with pytest.raises(DataError, match=r"prompt 1 .*the model's context has room for .*; shorten"):
+        train(tmp_path, task=long)
+    with pytest.raises(DataError, match=r"prompt 1 and its completion have 302 tokens, which exceeds .* 256; shorten"):
+        train(tmp_path, task=long, method="supervised")
+    with pytest.raises(DataError, match=r"prompt 0 has no column 'answer' \(supervised.completion\)"):
         train(tmp_path, task=task(), method="supervised", completion="answer")
     assert not (tmp_path / "run").exists()
 
