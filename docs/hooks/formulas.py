@@ -19,4 +19,6 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def _mathml(formula: str, *, block: bool) -> str:
     mathml = convert(html.unescape(formula).strip(), display="block" if block else "inline")
-    return f'<div style="overflow-x: auto; padding: 0.5em 0">{mathml}</div>' if block else mathml  # a narrow window scrolls it
+    if not block:
+        return mathml
+    return f'<div style="overflow-x: auto; padding: 0.5em 0">{mathml}</div>'  # a narrow window scrolls it

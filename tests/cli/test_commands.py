@@ -41,24 +41,6 @@ checkpoint_every_steps = 1
 """
 
 
-@pytest.fixture
-def upslope(capsys, monkeypatch):
-    """Runs a command in this process by the entry point: (exit status, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["upslope", *map(str, arguments)])
-        status = 0
-        capsys.readouterr()
-        try:
-            command_line()
-        except SystemExit as exit_:
-            status = exit_.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished run of two steps of PPO on a tiny model, by `upslope train`."""
@@ -258,7 +240,7 @@ def test_version_and_help(upslope):
     assert upslope("--version") == (0, f"upslope {__version__}\n", "")
     status, out, _ = upslope("--help")
     assert status == 0
-    for command in ("quickstart", "train", "resume", "generate", "evaluate", "presets", "fetch"):
+    for command in ("quickstart", "train", "resume", "generate", "evaluate", "presets", "init", "doctor", "fetch"):
         assert command in out
         status, told, _ = upslope(command, "--help")
         assert status == 0

@@ -57,6 +57,7 @@ class Findings:
 
     def result(self, check: str, function: Callable[[], Found]) -> Found | None:
         """What the function returns, or None where it raised and that was noted."""
+        results: list[Found] = []
         with self.check(check):
-            return function()
-        return None
+            results.append(function())
+        return results[0] if results else None

@@ -8,6 +8,7 @@ import sys
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,7 +51,7 @@ def _devices(findings: Findings) -> None:
 
 def _threads(findings: Findings) -> None:
     threads, cores = torch.get_num_threads(), usable_cores()
-    values = {"threads": threads, "cores": cores, "load": os.getloadavg()[0]}
+    values: dict[str, Any] = {"threads": threads, "cores": cores, "load": os.getloadavg()[0]}
     text = f"{threads} threads on {cores} usable cores"
     if threads > cores:
         mend = f"export OMP_NUM_THREADS={cores}: more threads than cores wait for each other at every product"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -203,7 +204,7 @@ def examine_memory(findings: Findings, found: Forecast) -> None:
     shown = {name.replace("_", " "): size / GIB for name, size in found.parts.items()}
     parts = ", ".join(f"{name} {size:.2f}" for name, size in shown.items() if size >= _SHOWN)
     text = f"{found.total / GIB:.2f} GiB at the peak, of {free / GIB:.1f} free: {parts}"
-    values = {"bytes": found.total, "available_bytes": free, "parts": found.parts}
+    values: dict[str, Any] = {"bytes": found.total, "available_bytes": free, "parts": found.parts}
     if found.total > free:
         findings.add("forecast", "error", text, _less(found), **values)
     elif found.total > _NEARLY * free:

@@ -17,9 +17,12 @@ KERNELS = ("auto", "native", "onednn", "torch", "float16")
 
 
 class Linear(Protocol):
-    """y = x W^T + b, where W may be several weights stacked; nbytes is what its own copy of them takes."""
+    """y = x W^T + b, where W may be several weights stacked."""
 
-    nbytes: int
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its own copy of the weights."""
+        ...
 
     def load(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         """Take the weights [N_i, K] and biases [N_i] as they are now."""
