@@ -10,7 +10,7 @@ from pages import ROOT, blocks, run_page
 import upslope
 
 PAGE = ROOT / "docs" / "tutorial.md"
-CHOICE = "export MODEL=smollm2-135m-instruct LR=3e-5"
+CHOICE = "export MODEL=smollm2-135m-instruct LR=1e-4"
 
 
 @pytest.mark.timeout(600)  # twenty seconds on a machine of its own; others may share it
