@@ -30,8 +30,8 @@ def main() -> int:
             if given.fault and fault.name not in given.fault:
                 continue
             cases = _chosen(fault, given)
-            verdicts = list(trials.inject(fault, cases, given.seed, places))
-            _report(fault, verdicts, given.seed)
+            verdicts = [_told(fault, v, given.seed) for v in trials.inject(fault, cases, given.seed, places)]
+            _report(fault, verdicts)
             if cases == fault.cases:
                 page.keep(fault, verdicts, given.seed)
             totals[fault.refused][0] += sum(verdict.problem is None for verdict in verdicts)
@@ -62,14 +62,21 @@ def _chosen(fault: Fault, given: argparse.Namespace) -> tuple[str, ...]:
     return tuple(fault.cases[number * len(fault.cases) // count] for number in range(count))
 
 
-def _report(fault: Fault, verdicts: list[Verdict], seed: int) -> None:
+def _told(fault: Fault, verdict: Verdict, seed: int) -> Verdict:
+    """The verdict, and what to do about it, said as soon as it is known: a long row may be cut off."""
+    if verdict.problem is not None:
+        print(f"  not {_word(fault)}: {verdict.case}: {verdict.problem}")
+        print(f"    again: make faults FAULT={fault.name} CASE='{verdict.case}' SEED={seed}", flush=True)
+    return verdict
+
+
+def _report(fault: Fault, verdicts: list[Verdict]) -> None:
     good, seconds = sum(verdict.problem is None for verdict in verdicts), sum(v.seconds for v in verdicts)
-    word = "refused" if fault.refused else "survived"
-    print(f"{fault.name:<20} n={len(verdicts):<3} {word}={good:<3} {seconds:6.1f} s", flush=True)
-    for verdict in verdicts:
-        if verdict.problem is not None:
-            print(f"  not {word}: {verdict.case}: {verdict.problem}")
-            print(f"    again: make faults FAULT={fault.name} CASE='{verdict.case}' SEED={seed}", flush=True)
+    print(f"{fault.name:<20} n={len(verdicts):<3} {_word(fault)}={good:<3} {seconds:6.1f} s", flush=True)
+
+
+def _word(fault: Fault) -> str:
+    return "refused" if fault.refused else "survived"
 
 
 if __name__ == "__main__":

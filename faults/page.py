@@ -55,10 +55,12 @@ def section(rows: Rows) -> str:
     measured = [(fault, rows[fault.name]) for fault in TABLE if fault.name in rows]
     if not measured:
         return "Not measured yet."
-    lines = [
+    fractions = [
         _fraction("Faults survived", [row for fault, row in measured if not fault.refused]),
-        "",
         _fraction("Bad inputs refused", [row for fault, row in measured if fault.refused]),
+    ]
+    lines = [
+        "\n\n".join(filter(None, fractions)),
         "",
         "| fault | what is done | passes when | n | survived | s | measured |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -72,7 +74,8 @@ def section(rows: Rows) -> str:
 
 def _fraction(what: str, rows: Sequence[Mapping[str, Any]]) -> str:
     survived, injected = (sum(row[name] for row in rows) for name in ("survived", "injected"))
-    return f"{what}: **{survived} of {injected}**, measured {', '.join(sorted({row['measured'] for row in rows}))}."
+    dates = ", ".join(sorted({row["measured"] for row in rows}))
+    return f"{what}: **{survived} of {injected}**, measured {dates}." if rows else ""
 
 
 def _when(row: Mapping[str, Any]) -> str:

@@ -66,7 +66,7 @@ TABLE = (
     Fault(
         "missing",
         "a run folder or a part of it is not there, or vanishes in mid-run",
-        f"the error names it and no second folder is made, {_RESUMES} once it is back",
+        f"the error names it, no second folder is made; with it back, {_RESUMES}",
         ("the run folder", "recipe.toml", "the run folder, while it runs", "the checkpoints, while it runs"),
         folders.missing,
     ),
