@@ -2,8 +2,8 @@
 
 16 rows of up to 256 tokens, of which padding to the longest would be 30%; the first 64 tokens of a row are its prompt,
 no two prompts are alike. Transformers pads, computes the logits of every token, and runs at the micro-batch that was
-fastest on 2 cores; upslope at its default micro-batch and at twice that. All give the gradient of the mean log-probability of the completions' tokens. tokens/s counts real
-tokens, prompts included.
+fastest on 2 cores; upslope at its default micro-batch and at twice that. All give the gradient of the mean
+log-probability of the completions' tokens. tokens/s counts real tokens, prompts included.
 """
 
 from __future__ import annotations
