@@ -20,6 +20,7 @@ from step_grpo import EachStep
 
 GROUP_SIZE, NEW_TOKENS, EPOCHS = 4, 64, 1
 PEER_ROWS = 4
+TRUNKS = {"separate": 2, "head": 1}  # of upslope, by where its critic reads
 
 
 def reward_model(vocabulary: int) -> Any:
@@ -130,6 +131,7 @@ def least_s(size: ModelSize, best: Any, *, epochs: int, trunks: int) -> float:
 
 def main() -> None:
     parser = arguments(__doc__, repeats=2)
+    parser.add_argument("--critic", choices=TRUNKS, action="append", help="one way (may be repeated; both by default)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the batch, on both sides")
     parser.add_argument("--peer-rows", type=int, default=PEER_ROWS, help="rows in a micro-batch of TRL's")
     options = parser.parse_args()
@@ -137,10 +139,10 @@ def main() -> None:
     shared = {"model": model, "epochs": options.epochs}
     peer = Side("TRL 1.12.0", __file__, "trl", shared | {"rows": options.peer_rows}, "trl_ppo")
     size, best, cases = ModelSize.of(model), find(options.peers), []
-    for critic, trunks in (("separate", 2), ("head", 1)):  # one at a time: three sides would not fit in 24 GiB
+    for critic in options.critic or TRUNKS:  # one at a time: three sides would not fit in 24 GiB
         own = Side(f"upslope, critic = {critic}", __file__, "upslope", shared | {"critic": critic})
         results = measure([own, peer], repeats=options.repeats, peers=options.peers)
-        least = least_s(size, best, epochs=options.epochs, trunks=trunks)
+        least = least_s(size, best, epochs=options.epochs, trunks=TRUNKS[critic])
         cases.append(compare(f"8 prompts x {GROUP_SIZE}, critic = {critic}", *results, unit="s/step", least_s=least))
     report("step_ppo", cases, ceilings=best.as_dict(), results=options.results)
 

@@ -68,6 +68,8 @@ def section(rows: Rows) -> str:
     for fault, row in measured:
         cells = (fault.name, fault.done, fault.passes, row["injected"], row["survived"], row["seconds"], _when(row))
         lines.append("| " + " | ".join(map(str, cells)) + " |")
+    waiting = ", ".join(fault.name for fault in TABLE if fault.name not in rows)
+    lines += [f"\nNot measured yet: {waiting}."] if waiting else []
     failed = [(fault.name, case, why) for fault, row in measured for case, why in row["problems"].items()]
     return "\n".join([*lines, *(f"\nNot survived: {name}, {case}: {why}." for name, case, why in failed)])
 
