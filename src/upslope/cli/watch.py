@@ -24,10 +24,10 @@ def watch(
         signal.signal(number, signal.default_int_handler)
     console = Console(highlight=False, soft_wrap=True)
     server = LiveServer(Run(run), port=port, held_out=held_out)
-    with server:
-        console.print(f"{run} is shown at {server.address}", markup=False)
-        console.print("Ctrl-C ends the page; training goes on.", markup=False)
-        try:
+    try:
+        with server:
+            console.print(f"{run} is shown at {server.address}", markup=False)
+            console.print("Ctrl-C ends the page; training goes on.", markup=False)
             server.serve_forever(poll_interval=0.2)
-        except KeyboardInterrupt:
-            console.print("the page is closed", markup=False)
+    except KeyboardInterrupt:
+        console.print("the page is closed", markup=False)

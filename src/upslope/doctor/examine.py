@@ -43,7 +43,8 @@ def examine(findings: Findings, path: Path, overrides: Mapping[str, Any], *, pro
     if task is None or policy is None or engine is None:
         findings.add("dry step", "warning", "batch, forecast and dry step were left out", "mend the errors above first")
         return
-    fits = findings.result("forecast", lambda: _fits(findings, recipe, policy, engine, task, runtime))
+    room = findings.result("batch", lambda: _room(findings, recipe, policy, task))
+    fits = room and findings.result("forecast", lambda: _fits(findings, recipe, policy, engine, task, runtime))
     if recipe.method == "policy_gradient" and fits:
         few = prompts or min(recipe.training.prompts_per_step, -(-_ROWS // recipe.algorithm.group_size))
         with findings.check("dry step"):
@@ -116,11 +117,17 @@ def _load(findings: Findings, recipe: Recipe, policy: CausalPolicy, task: Task) 
     return load
 
 
-def _fits(findings: Findings, recipe: Recipe, policy: Policy, engine: Engine, task: Task, runtime: int) -> bool:
-    """The batch in words, and whether its memory is there, as far as that is known."""
+def _room(findings: Findings, recipe: Recipe, policy: Policy, task: Task) -> bool:
+    """Whether every prompt leaves room for its answer; how many are cut."""
     cut = check_prompts(recipe, policy, task)
     if cut:
-        findings.add("batch", "warning", f"{cut} texts are longer than the model reads: their ends are cut")
+        mend = "raise model.max_length where the model can read more"
+        findings.add("batch", "warning", f"{cut} texts are longer than what is read: their ends are cut", mend)
+    return True
+
+
+def _fits(findings: Findings, recipe: Recipe, policy: Policy, engine: Engine, task: Task, runtime: int) -> bool:
+    """The batch in words, and whether its memory is there, as far as that is known."""
     if not (isinstance(policy, CausalPolicy) and isinstance(engine, LocalEngine)):
         findings.add("forecast", "warning", f"memory is forecast for causal models, not for a {type(policy).__name__}")
         return True
