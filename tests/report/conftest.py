@@ -27,9 +27,9 @@ def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
     return _limit
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Debian's chromium, or what $CHROMIUM names, without a window."""
+    """Debian's chromium, or what $CHROMIUM names, without a window; Playwright's event loop ends with the module."""
     program = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if program is None:
         pytest.skip("THERE IS NO CHROMIUM: the report's page is not tested in a browser (apt-get install chromium)")
