@@ -96,6 +96,16 @@ def test_noise_has_the_rate_it_says_and_spares_what_is_held_out(texts):
     assert labelled(texts, label_noise=0.3, seed=3).prompts[0].columns == task.prompts[0].columns
 
 
+def test_noisy_tags_are_still_bio(tmp_path):
+    """A flipped tag may leave an I-X without its B-X, which a tagger could neither sample nor learn."""
+    task = labelled(write(tmp_path / "s.jsonl", SENTENCES * 50), text="tokens", label="tags", label_noise=0.5)
+    rows = [prompt.columns["tags"] for prompt in task.prompts]
+    assert any(row not in [sentence["tags"] for sentence in SENTENCES] for row in rows)
+    for row in rows:
+        for before, tag in zip(["O", *row], row, strict=False):
+            assert not tag.startswith("I-") or before in (f"B-{tag[2:]}", tag)
+
+
 def _words(new, old):
     return zip(new.split(" "), old.split(" "), strict=True)
 

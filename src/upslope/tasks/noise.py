@@ -15,7 +15,8 @@ def flip_labels(
 ) -> list[Prompt]:
     """The prompts with a share `rate` of their labels replaced by another, each of the others equally likely.
 
-    A column may hold one label or a list of them, each of which is flipped on its own.
+    A column may hold one label or a list of them, each of which is flipped on its own; an I-X that then follows no X
+    becomes a B-X, as BIO tags have it.
     Raises: RecipeError for a rate outside 0 to 1, or where there is no other label.
     """
     _check_rate("label_noise", rate)
@@ -27,7 +28,7 @@ def flip_labels(
 
     def noisy(prompt: Prompt) -> Prompt:
         random, value = Random(f"{seed}/label/{prompt.id}"), prompt.columns[column]
-        new = flipped(value, random) if isinstance(value, str) else [flipped(label, random) for label in value]
+        new = flipped(value, random) if isinstance(value, str) else _begun([flipped(tag, random) for tag in value])
         return dataclasses.replace(prompt, columns={**prompt.columns, column: new})
 
     return [noisy(prompt) for prompt in prompts] if rate else list(prompts)
@@ -49,6 +50,15 @@ def misspell(prompts: Sequence[Prompt], *, rate: float, seed: int) -> list[Promp
         return dataclasses.replace(prompt, content=" ".join(new), columns=columns)
 
     return [noisy(prompt) for prompt in prompts] if rate else list(prompts)
+
+
+def _begun(tags: Sequence[str]) -> list[str]:
+    """BIO tags whose every entity begins with a B-."""
+    begun: list[str] = []
+    for tag in tags:
+        goes_on = bool(begun) and begun[-1][:2] in ("B-", "I-") and begun[-1][2:] == tag[2:]
+        begun.append("B-" + tag[2:] if tag.startswith("I-") and not goes_on else tag)
+    return begun
 
 
 def _swapped(word: str, random: Random) -> str:
