@@ -81,8 +81,18 @@ def _run(function: Callable[[Say], object], tell: int) -> None:
     def say(text: str) -> None:
         os.write(tell, f"{text}\n".encode())
 
-    how, message = "crashed", ""
     ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    try:
+        _tell_end(function, say)
+    except KeyboardInterrupt as error:  # a second one, which came while the first was being told
+        say(json.dumps({"how": "interrupted", "message": str(error)}))
+    finally:  # whatever happens: a fork that went on would do its parent's work, and tidy away its folders
+        os._exit(0)
+
+
+def _tell_end(function: Callable[[Say], object], say: Say) -> None:
+    """Run the function, and say how it ended."""
+    how, message = "crashed", ""
     try:
         function(say)
         how = "done"
@@ -94,13 +104,11 @@ def _run(function: Callable[[Say], object], tell: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY,) * 2)  # to be told takes memory, too
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}"
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        say(json.dumps({"how": how, "message": message[:2000]}))
-        sys.stderr.flush()
-        sys.stdout.flush()
-        os._exit(0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    say(json.dumps({"how": how, "message": message[:2000]}))
+    sys.stderr.flush()
+    sys.stdout.flush()
 
 
 def recording(groups: list[int]) -> type[subprocess.Popen[Any]]:
