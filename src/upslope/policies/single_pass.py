@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,7 +33,7 @@ class Rows:
     place: Tensor
 
 
-class SinglePassPolicy(TransformersPolicy):
+class SinglePassPolicy(TransformersPolicy, ABC):
     """Scores labels that a Transformers model with a classification head gives in one pass; kinds of policy derive.
 
     An action is an index into `labels`, which stand in the model's config. Texts are cut at max_length tokens, by
@@ -51,13 +52,13 @@ class SinglePassPolicy(TransformersPolicy):
         limits = (max_length, self.context_length, tokenizer.model_max_length)
         self.max_length = min(limit for limit in limits if limit is not None)
 
+    @abstractmethod
     def encode(self, prompt: Prompt) -> Prompt:
         """The prompt with its tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def positions(self, prompt: Prompt) -> tuple[int, ...]:
         """Where in an encoded prompt its decisions are read."""
-        raise NotImplementedError
 
     def describe(self, actions: Sequence[int]) -> str:
         """The actions' labels as text, what reward functions get as `completion`."""
@@ -149,13 +150,13 @@ class SinglePassPolicy(TransformersPolicy):
             piece = batch.select(rows)
             yield self._allowed(self.logits(piece), piece)
 
+    @abstractmethod
     def _read(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Logits [M, K] of the actions, and the hidden states [M, H] that the critic reads."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _states(self, trunk: nn.Module, rows: Rows) -> Tensor:
         """Hidden states [M, H] of a trunk where the critic reads."""
-        raise NotImplementedError
 
     def _allowed(self, logits: Tensor, batch: Batch) -> Tensor:
         """Logits [M, K] with -inf where the label may not follow the row's action before."""
