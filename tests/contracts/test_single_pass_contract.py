@@ -43,6 +43,7 @@ def test_rows_say_what_was_decided(engine, policy, sampling):
         assert len(rollout.actions) == len(rollout.positions) == len(rollout.engine_logprobs) == decisions
         assert rollout.tokens == rollout.prompt.tokens
         assert rollout.text.split() == [policy.labels[action] for action in rollout.actions]
+        assert [piece.strip() for piece in policy.pieces(rollout.actions)] == rollout.text.split()
         assert rollout.stop_reason == "action"
         assert rollout.terminated
         assert rollout.version == 3

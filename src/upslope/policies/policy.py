@@ -56,7 +56,7 @@ class Policy(Protocol):
         ...
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The text of each token; joined, they are the text of all."""
+        """The text of each action (a token, a label); joined, they are the text of all."""
         ...
 
     def micro_batches(self, batch: Batch, *, max_tokens: int) -> list[Tensor]:

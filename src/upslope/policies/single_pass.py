@@ -60,9 +60,13 @@ class SinglePassPolicy(TransformersPolicy, ABC):
     def positions(self, prompt: Prompt) -> tuple[int, ...]:
         """Where in an encoded prompt its decisions are read."""
 
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The label of each action, all but the first after a blank."""
+        return [" " * (place > 0) + self.labels[action] for place, action in enumerate(tokens)]
+
     def describe(self, actions: Sequence[int]) -> str:
         """The actions' labels as text, what reward functions get as `completion`."""
-        return " ".join(self.labels[action] for action in actions)
+        return "".join(self.pieces(actions))
 
     def room(self, prompt: Prompt) -> int | None:  # noqa: ARG002 - nothing is appended
         """No limit: nothing is written."""
