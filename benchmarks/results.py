@@ -8,6 +8,7 @@ A table stands there between `<!-- results: NAME -->` and `<!-- end -->`.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import platform
@@ -31,7 +32,7 @@ def compare(name: str, upslope: Measured, peer: Measured | None, *, unit: str, l
     """One case of the results: medians, ranges, and ratios.
 
     ratio is above 1 where upslope is ahead, by medians; ratio_min and ratio_max are over the pairs of repetitions done
-    one after the other. memory_ratio is upslope / peer. least_s is the time that the machine's ceilings allow for one
+    one after the other, over all pairs where a side had fewer. memory_ratio is upslope / peer. least_s is the time that the machine's ceilings allow for one
     repetition, of which each side's share is taken.
     """
     case = _empty(name, unit) | _side("upslope", upslope, unit, least_s)
@@ -39,7 +40,9 @@ def compare(name: str, upslope: Measured, peer: Measured | None, *, unit: str, l
         return case
     case |= _side("peer", peer, unit, least_s)
     if case["upslope"] and case["peer"]:
-        ratios = [other / own for own, other in zip(upslope.seconds, peer.seconds, strict=False)]
+        paired = len(upslope.seconds) == len(peer.seconds)
+        pairs = (zip if paired else itertools.product)(upslope.seconds, peer.seconds)
+        ratios = [other / own for own, other in pairs]
         case["ratio"] = statistics.median(peer.seconds) / statistics.median(upslope.seconds)
         case |= {"ratio_min": min(ratios), "ratio_max": max(ratios)}
         case["memory_ratio"] = case["upslope_peak_bytes"] / case["peer_peak_bytes"]

@@ -21,9 +21,9 @@ class EachBlock:
     def __init__(self, turn: Any) -> None:
         self._turn = turn
 
-    def log(self, step: int, _: Any) -> None:
-        """A step is over."""
-        if step % BLOCK == 0:
+    def log(self, step: int, values: Any) -> None:
+        """Where a step is over (alarms are logged as well) and a block with it, end the repetition."""
+        if step % BLOCK == 0 and "step_s" in values:
             self._turn(resident_bytes=resident_bytes())
 
     def close(self) -> None:

@@ -9,13 +9,14 @@ a micro-batch: the comparison of memory.
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from dataclasses import dataclass
 from typing import Any
 
 import workloads
 from ceilings import Ceilings, ModelSize, find, generation_s, training_s
-from harness import Side, arguments, measure
+from harness import Measured, Side, arguments, measure
 from results import compare, report
 
 NEW_TOKENS = 64
@@ -57,8 +58,9 @@ class EachStep:
         self._turn, self._tokens = turn, tokens
 
     def log(self, _: int, values: Any) -> None:
-        """A step is over."""
-        self._turn(tokens=self._tokens, gap_max=values.get("gap_max"))
+        """Where a step is over (alarms and evaluations are logged as well), end the repetition."""
+        if "step_s" in values:
+            self._turn(tokens=self._tokens, gap_max=values.get("gap_max"), load_s=values["time/load"])
 
     def close(self) -> None:
         """Nothing is pending."""
@@ -141,13 +143,19 @@ def least_s(case: Case, size: ModelSize, best: Ceilings) -> float:
     return sampling + training_s(size, best, tokens=prompt_tokens + actions, actions=actions)
 
 
+def loading(measured: Measured) -> str:
+    """What the engine's new weights took of each step."""
+    seconds = [answer["load_s"] for answer in measured.answers]
+    return f"weights into the engine in {statistics.median(seconds):.2f} s ({min(seconds):.2f} .. {max(seconds):.2f})"
+
+
 def main() -> None:
     parser = arguments(__doc__, repeats=3)
     parser.add_argument("--case", choices=CASES, action="append", help="one case (may be repeated; all by default)")
     parser.add_argument("--peer-rows", type=int, help="rows in a micro-batch of TRL's, to find its fastest")
     options = parser.parse_args()
     model = workloads.folder()
-    size, best, cases = ModelSize.of(model), find(options.peers), []
+    size, best, cases, notes = ModelSize.of(model), find(options.peers), [], []
     for case in (CASES[name] for name in options.case or CASES):
         shared = {"model": model, "prompt_tokens": case.prompt_tokens, "group_size": case.group_size}
         tried = [options.peer_rows] if options.peer_rows else case.peer_rows
@@ -163,7 +171,8 @@ def main() -> None:
             repeats = options.repeats if fastest else 1
             *own, peer = measure(sides if fastest else sides[1:], repeats=repeats, peers=options.peers)
             cases += [compare(case.title, side, peer, unit="s/step", least_s=least) for side in own]
-    report("step_grpo", cases, ceilings=best.as_dict(), results=options.results)
+            notes += [f"{case.title}, {side.side.name}: {loading(side)}" for side in own if side.answers]
+    report("step_grpo", cases, ceilings=best.as_dict(), results=options.results, notes=notes)
 
 
 if __name__ == "__main__":

@@ -125,6 +125,21 @@ def test_ratios_are_above_one_where_upslope_is_ahead(harness, results):
     assert (by_time["upslope_share"], by_time["peer_share"]) == (0.25, 0.0625)
 
 
+def test_range_of_a_ratio_holds_it_where_a_side_had_fewer_repetitions(harness, results):
+    case = results.compare(
+        "x", measured(harness, "upslope", [2.0, 1.0, 4.0], 1), measured(harness, "peer", [8.0], 1), unit="s/step"
+    )
+    assert (case["ratio_min"], case["ratio"], case["ratio_max"]) == (2.0, 4.0, 8.0)
+
+
+def test_alarms_and_evaluations_are_no_repetition(harness):
+    counts = []
+    each = importlib.import_module("step_grpo").EachStep(lambda **answer: counts.append(answer), tokens=7)
+    each.log(5, {"step_s": 1.0, "time/load": 0.2, "gap_max": 1e-5})
+    each.log(5, {"alarm/never_ends": 1.0})
+    assert counts == [{"tokens": 7, "gap_max": 1e-5, "load_s": 0.2}]
+
+
 def test_results_file_holds_the_cases_and_the_page_their_table(harness, results, tmp_path, capsys):
     case = results.plain("growth", 2.0, 3.0, unit="x", peer_name="linear")
     results.report("made_up", [case], ceilings={"GFLOP/s": 400.0}, results=tmp_path)

@@ -83,11 +83,24 @@ def attend_native(
     window: int | None,
 ) -> Tensor:
     """Attend by native.cpp, in float32 on a CPU."""
+    return attend_by(native(), qkv, rotation, cache, places, heads, window)
+
+
+def attend_by(
+    library: ctypes.CDLL,
+    qkv: Tensor,
+    rotation: tuple[Tensor, Tensor] | None,
+    cache: LayerCache,
+    places: Places,
+    heads: Heads,
+    window: int | None,
+) -> Tensor:
+    """Attend by a build of native.cpp."""
     assert qkv.shape[1] == heads.features
     out = torch.empty(len(qkv), heads.queries * heads.dim, **FLOATS)
     rotary = rotation[0].shape[1] if rotation else 0
     cos, sin = (pointer(part) for part in rotation) if rotation else (None, None)
-    native().attend(
+    library.attend(
         pointer(qkv),
         cos,
         sin,

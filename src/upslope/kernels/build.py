@@ -32,7 +32,7 @@ FLOATS: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # what kerne
 def native() -> ctypes.CDLL:
     """The compiled kernels, built if need be; later calls return the first one's outcome.
 
-    Raises: KernelError where no compiler is, where it fails, or where what it built computes wrong products.
+    Raises: KernelError where no compiler is, where it fails, or where what it built gives wrong numbers.
     """
     with _lock:
         library, problem = _load_once()
@@ -50,6 +50,8 @@ def _load_once() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _load() -> ctypes.CDLL:
+    from upslope.kernels.proof import prove  # compares with what is built on this module
+
     found = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
     if found is None:
         raise KernelError(f"no C++ compiler is installed (looked for {', '.join(_COMPILERS)})")
@@ -62,7 +64,7 @@ def _load() -> ctypes.CDLL:
             _build(compiler, path)
         library = ctypes.CDLL(str(path))
         library.panel_columns.restype = ctypes.c_int64
-        _check(library)
+        prove(library)
     except (OSError, AttributeError) as error:  # a library that cannot be loaded, or lacks a function
         raise KernelError(f"the compiled kernels cannot be kept or loaded: {error}") from error
     return library
@@ -128,20 +130,6 @@ def _build(compiler: Sequence[str], path: Path) -> None:
         digest.write_bytes(_digest(built))
         built.replace(path)
         digest.replace(path.with_suffix(".sha256"))
-
-
-def _check(library: ctypes.CDLL) -> None:
-    """A product of odd sizes against PyTorch's, since a compiler can be wrong."""
-    generator = torch.Generator().manual_seed(0)
-    rows, columns, inner = 7, 37, 19
-    x = torch.randn(rows, inner, generator=generator, **FLOATS)
-    weight = torch.randn(columns, inner, generator=generator, **FLOATS)
-    panel = library.panel_columns()
-    packed, y = torch.empty(-(-columns // panel) * panel * inner, **FLOATS), torch.empty(rows, columns, **FLOATS)
-    library.pack(pointer(weight), pointer(packed), *sizes(columns, inner))
-    library.linear(pointer(x), pointer(packed), None, pointer(y), *sizes(rows, columns, inner))
-    if not torch.allclose(y, x @ weight.T, atol=1e-4):
-        raise KernelError("the compiled kernels compute wrong products")
 
 
 def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
