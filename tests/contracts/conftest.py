@@ -24,7 +24,7 @@ class TransformersEngine(LocalEngine):
     """The local engine on an architecture that its decoder does not know."""
 
     def _choose(self, policy):
-        return TransformersForward(policy, max_rows=self._max_rows)
+        return TransformersForward(policy, max_rows=self._max_rows, cache_bytes=self._cache_bytes)
 
 
 def _local(kernels, kind=LocalEngine):

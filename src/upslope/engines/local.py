@@ -69,12 +69,14 @@ class LocalEngine:
         """The decoder where it is proven to compute this model, else Transformers' own forward."""
         if isinstance(policy, Seq2SeqPolicy):
             self.backend = {"decoder": "transformers, encoder-decoder", "linear": "torch"}
-            return Seq2SeqForward(policy, max_rows=self._max_rows)
+            return Seq2SeqForward(policy, max_rows=self._max_rows, cache_bytes=self._cache_bytes)
         try:
             decoder = proven_decoder(policy, self._kernels)
         except UnknownArchitecture as unknown:
-            self.backend = {"decoder": f"transformers, because {unknown}", "linear": "torch"}
-            return TransformersForward(policy, max_rows=self._max_rows)
+            forward = TransformersForward(policy, max_rows=self._max_rows, cache_bytes=self._cache_bytes)
+            alike = "" if forward.pads else "; prompts of one length at a time, as it takes no position ids"
+            self.backend = {"decoder": f"transformers, because {unknown}{alike}", "linear": "torch"}
+            return forward
         self.backend = {"decoder": decoder.architecture.name, "linear": decoder.kernel}
         return PagedForward(decoder, max_rows=self._max_rows, cache_bytes=self._cache_bytes)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from upslope.engines.decoder import Decoder, Prefill
 from upslope.engines.pages import PageCache
-from upslope.engines.rows import Row
+from upslope.engines.rows import Row, no_room
 from upslope.errors import ModelError
 from upslope.kernels.attention import PAGE, Places
 from upslope.records import Prompt
@@ -54,13 +54,9 @@ class PagedForward:
         self._max_new_tokens = max_new_tokens
         layers, page_bytes = len(self._decoder.architecture.blocks), self._page_bytes
         budget = self._cache_bytes // page_bytes
-        needs = {row.prompt.id: self._need(row.prompt) for row in rows}
-        prompt, need = max(needs.items(), key=lambda pair: pair[1])
-        if need > budget:
-            raise ModelError(
-                f"a row of prompt {prompt} needs {need * page_bytes / 2**30:.3g} GiB of key-value cache, but "
-                f"engine.cache_gib is {self._cache_bytes / 2**30:.3g}; raise it, or lower sampling.max_new_tokens"
-            )
+        longest = max((row.prompt for row in rows), key=self._need)
+        if self._need(longest) > budget:
+            raise no_room(longest, self._need(longest) * page_bytes, self._cache_bytes)
         wanted = min(budget, self._demand(rows, max_new_tokens))
         if self._cache is None or self._cache.capacity < wanted:
             self._cache = None  # the old one goes before the new one comes

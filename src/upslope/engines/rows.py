@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from upslope.errors import ModelError
 from upslope.records import Prompt, StopReason
 
 
@@ -61,3 +62,11 @@ class Forward(Protocol):
     def memory(self, rows: Sequence[Row], *, max_new_tokens: int) -> tuple[int, int]:
         """Bytes of its own copies of the weights, and of the cache that these rows take at most."""
         ...
+
+
+def no_room(prompt: Prompt, need_bytes: int, budget_bytes: int) -> ModelError:
+    """The error for a prompt whose row alone takes more cache than there may be."""
+    return ModelError(
+        f"a row of prompt {prompt.id} needs {need_bytes / 2**30:.3g} GiB of key-value cache, but engine.cache_gib is "
+        f"{budget_bytes / 2**30:.3g}; raise it, or lower sampling.max_new_tokens"
+    )

@@ -3,63 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from upslope.engines.padded import PaddedForward
 from upslope.engines.rows import Row
 from upslope.policies.seq2seq import Seq2SeqPolicy
 from upslope.stopwatch import span
 
 
-class Seq2SeqForward:
-    """Rows in progress over one cache; see rows.Forward. Every distinct source is computed once.
+class Seq2SeqForward(PaddedForward[Seq2SeqPolicy]):
+    """Encoder-decoders of Transformers; see PaddedForward. All rows stand at the same place of the decoder's stream."""
 
-    Rows enter only when all before them are finished: all stand at the same place of the decoder's stream.
-    """
-
-    def __init__(self, policy: Seq2SeqPolicy, *, max_rows: int) -> None:
-        self._policy, self._max_rows = policy, max_rows
-        self._cache: Any = None
+    def __init__(self, policy: Seq2SeqPolicy, *, max_rows: int, cache_bytes: int | None) -> None:
+        super().__init__(policy, max_rows=max_rows, cache_bytes=cache_bytes)
         self._states = self._mask = torch.empty(0)
 
-    def load(self) -> None:
-        """The weights are the policy's own; only what older ones computed has to go."""
-        self.drop()
-
-    def start(self, _rows: Sequence[Row], *, max_new_tokens: int) -> None:  # noqa: ARG002
-        """Make ready for new rows; the cache grows with them."""
-        self.drop()
-
-    def rest(self) -> None:
-        """The weights are the policy's own; only the caches have to go."""
-        self.drop()
-
-    def memory(self, rows: Sequence[Row], *, max_new_tokens: int) -> tuple[int, int]:
-        """Bytes of its own copies of the weights, which are none, and of the caches of max_rows padded rows."""
+    def _token_bytes(self) -> int:
         config = self._policy.model.config.get_text_config(decoder=True)
-        width = max((len(row.prompt.tokens) for row in rows), default=0) + len(self._policy.start) + max_new_tokens
-        per_token = 2 * config.num_hidden_layers * config.hidden_size * self._policy.model.dtype.itemsize
-        return 0, min(len(rows), self._max_rows) * width * per_token
+        return int(2 * config.num_hidden_layers * config.hidden_size * self._policy.model.dtype.itemsize)
+
+    def _width(self, row: Row, max_new_tokens: int) -> int:
+        return len(row.prompt.tokens) + len(self._policy.start) + max_new_tokens
 
     def drop(self) -> None:
-        """Give the caches' memory back."""
-        self._cache = None
+        """Give the memory of the caches and of the encoded sources back."""
+        super().drop()
         self._states = self._mask = torch.empty(0)
 
-    def admit(self, waiting: Sequence[Row]) -> tuple[int, Tensor | None]:
-        """Take in the next max_rows rows when none is in progress."""
-        if self._cache is not None:
-            return 0, None
-        rows = waiting[: self._max_rows]
-        with span("prefill"):
-            self._encode(rows)
-            self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-            start = torch.tensor(self._policy.start, device=self._policy.device)
-            return len(rows), self._decode(start.expand(len(rows), -1))
+    def _prefill(self, rows: Sequence[Row]) -> Tensor:
+        self._encode(rows)
+        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        start = torch.tensor(self._policy.start, device=self._policy.device)
+        return self._decode(start.expand(len(rows), -1))
 
     def _encode(self, rows: Sequence[Row]) -> None:
         policy = self._policy

@@ -3,57 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from upslope.engines.padded import PaddedForward
 from upslope.engines.rows import Row
 from upslope.errors import ModelError
 from upslope.policies.causal import CausalPolicy
+from upslope.records import Prompt
 from upslope.stopwatch import span
 
+_TRIED = (3, 7)  # tokens of the prompts that padding is tried out on
+_TOLERANCE = 1e-3  # of the largest logit, in float32
 
-class TransformersForward:
-    """Rows in progress over one padded cache; see rows.Forward. Rows enter only when all before them are finished."""
 
-    def __init__(self, policy: CausalPolicy, *, max_rows: int) -> None:
-        self._policy, self._max_rows = policy, max_rows
-        self._cache: Any = None
+class TransformersForward(PaddedForward[CausalPolicy]):
+    """Decoders of Transformers; see PaddedForward.
+
+    Prompts are padded on the left. A model that takes no position ids would count the padding in (Bart's decoder does):
+    where a trial shows that, only prompts of one length are computed together, which need none.
+    """
+
+    def __init__(self, policy: CausalPolicy, *, max_rows: int, cache_bytes: int | None) -> None:
+        super().__init__(policy, max_rows=max_rows, cache_bytes=cache_bytes)
         self._mask = self._lengths = torch.empty(0)
+        self.pads = self._pads_rightly()
 
-    def load(self) -> None:
-        """The weights are the policy's own; only what older ones computed has to go."""
+    def admit(self, waiting: Sequence[Row]) -> tuple[int, Tensor | None]:
+        """Take in as many rows as there is room for, when none is in progress."""
+        lengths = [len(row.prompt.tokens) for row in waiting]
+        alike = next((i for i, length in enumerate(lengths) if length != lengths[0]), len(waiting))
+        return super().admit(waiting if self.pads else waiting[:alike])
+
+    @torch.inference_mode()
+    def _pads_rightly(self) -> bool:
+        """Whether a prompt that is padded to another's length has the logits that it has alone."""
+        vocabulary = self._policy.model.get_input_embeddings().weight.shape[0]
+        texts = [tuple(token % vocabulary for token in range(3, 3 + length)) for length in _TRIED]
+        rows = [Row(Prompt(id=i, content="", tokens=text), group=i, sample=0) for i, text in enumerate(texts)]
+        padded, alone = self._prefill(rows)[0].float(), self._prefill(rows[:1])[0].float()
         self.drop()
+        tolerance = _TOLERANCE if self._policy.model.dtype.itemsize >= 4 and self._policy.autocast is None else 0.1
+        return bool((padded - alone).abs().max() <= tolerance * alone.abs().max())
 
-    def start(self, _rows: Sequence[Row], *, max_new_tokens: int) -> None:  # noqa: ARG002
-        """Make ready for new rows; the cache grows with them."""
-        self.drop()
-
-    def rest(self) -> None:
-        """The weights are the policy's own; only the cache has to go."""
-        self.drop()
-
-    def drop(self) -> None:
-        """Give the cache's memory back."""
-        self._cache = None
-
-    def memory(self, rows: Sequence[Row], *, max_new_tokens: int) -> tuple[int, int]:
-        """Bytes of its own copies of the weights, which are none, and of a padded cache of max_rows rows."""
+    def _token_bytes(self) -> int:
         config = self._policy.model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        width = max((len(row.prompt.tokens) for row in rows), default=0) + max_new_tokens
-        per_token = 2 * config.num_hidden_layers * heads * dim * self._policy.model.dtype.itemsize
-        return 0, min(len(rows), self._max_rows) * width * per_token
+        return int(2 * config.num_hidden_layers * heads * dim * self._policy.model.dtype.itemsize)
 
-    def admit(self, waiting: Sequence[Row]) -> tuple[int, Tensor | None]:
-        """Take in the next max_rows rows when none is in progress: every distinct prompt is computed once."""
-        if self._cache is not None:
-            return 0, None
-        with span("prefill"):
-            rows = waiting[: self._max_rows]
-            return len(rows), self._prefill(rows)
+    def _width(self, row: Row, max_new_tokens: int) -> int:
+        return len(row.prompt.tokens) + max_new_tokens
 
     def _prefill(self, rows: Sequence[Row]) -> Tensor:
         policy = self._policy

@@ -77,8 +77,8 @@ class BeamEngine:
         policy.module.eval()
         try:
             with torch.inference_mode():
-                for first in range(0, len(rows), self._prompts):
-                    searches += self._run(policy, rows[first : first + self._prompts], sampling)
+                while len(searches) < len(rows):
+                    searches += self._run(policy, rows[len(searches) :][: self._prompts], sampling)
         finally:
             policy.module.train(training)
         return [
@@ -92,11 +92,11 @@ class BeamEngine:
         raise ModelError("every answer cannot be listed by beam search, which finds the best")
 
     def _run(self, policy: Writer, rows: Sequence[Row], sampling: Sampling) -> list[_Search]:
-        """The finished searches of these prompts, which go on together, one token a step."""
+        """The finished searches of the first of these prompts that can go on together, one token a step."""
         forward = _forward(policy, len(rows))
-        searches = [_Search(self, policy, row, sampling) for row in rows]
         forward.start(rows, max_new_tokens=sampling.max_new_tokens)
-        logits, active = forward.admit(rows)[1], searches
+        count, logits = forward.admit(rows)
+        active = searches = [_Search(self, policy, row, sampling) for row in rows[:count]]
         while True:
             assert logits is not None
             logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
@@ -116,8 +116,8 @@ class BeamEngine:
 
 def _forward(policy: Writer, max_rows: int) -> Forward:
     if isinstance(policy, Seq2SeqPolicy):
-        return Seq2SeqForward(policy, max_rows=max_rows)
-    return TransformersForward(policy, max_rows=max_rows)
+        return Seq2SeqForward(policy, max_rows=max_rows, cache_bytes=None)
+    return TransformersForward(policy, max_rows=max_rows, cache_bytes=None)
 
 
 class _Search:
