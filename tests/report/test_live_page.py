@@ -128,6 +128,28 @@ def test_an_update_leaves_the_reader_where_he_is(folder, watched, open_page):
     assert page.input_value("#step-to") == "2"
 
 
+def test_what_changed_grows_with_a_run_that_evaluates_nothing(folder, watched, open_page):
+    """A training prompt that comes again can be compared, from its rollout as well; later steps leave the choice."""
+    run = Run.create(folder, run_pages.recipe_toml())
+    run_pages.train(run, 1)
+    page = open_page(watched[0])
+    page.locator(".row").nth(3).wait_for()
+    assert page.locator("#changes").is_hidden()
+    run_pages.train(run, 2)
+    page.locator("#count", has_text="8 of 8 rollouts").wait_for()
+    page.locator("#changed-prompt").wait_for()
+    page.locator(".row").nth(7).click()
+    page.get_by_text("compare with another step").click()
+    chosen = [page.locator(f"#{end} option:checked").text_content() for end in ("from", "to")]
+    assert [text.split(" · ")[0] for text in chosen] == ["step 1", "step 2"]
+    page.select_option("#from", index=2)
+    chosen = page.locator("#from option:checked").text_content()
+    run_pages.train(run, 3)
+    page.locator("#count", has_text="12 of 12 rollouts").wait_for()
+    assert page.locator("#from option").count() == 12
+    assert page.locator("#from option:checked").text_content() == chosen
+
+
 def test_ctrl_c_ends_the_page_at_once(watched):
     _, watching = watched
     watching.send_signal(signal.SIGINT)

@@ -1,5 +1,5 @@
 // What changed: two rollouts of one prompt from two steps, word by word.
-const changes = { prompt: null, left: null, right: null };
+const changes = { prompt: null, left: null, right: null, offered: "" };
 
 const LARGEST_TABLE = 2e7; // pairs of words compared; longer texts are compared line by line
 
@@ -77,12 +77,17 @@ function compare(one, others) {
   byId("changes").scrollIntoView({ behavior: "smooth" });
 }
 
-function setUpChanges() {
+// With keep, the reader's choice stays, and the page as it is where there is nothing new to choose from.
+function setUpChanges({ keep = false } = {}) {
   const run = inspectedRun(), prompts = run ? comparable(run) : [];
   if (!prompts.length) return fill("changes");
-  const named = ([key, all]) => [key, `${all[0].held_out ? "held-out" : "training"}: ${promptText(all[0].prompt).slice(0, 80)}`];
-  const select = choice(prompts.map(named), prompts[0][0], (key) => showChange(key, prompts));
+  const all = new Map(prompts).get(changes.prompt), kept = keep && all?.includes(changes.left) && all.includes(changes.right);
+  const offered = `${prompts.map(([key]) => key)} ${kept ? all.length : 0}`;
+  if (kept && offered === changes.offered) return byId("changes");
+  changes.offered = offered;
+  const named = ([key, [first]]) => [key, `${first.held_out ? "held-out" : "training"}: ${promptText(first.prompt).slice(0, 80)}`];
+  const select = choice(prompts.map(named), kept ? changes.prompt : prompts[0][0], (key) => showChange(key, prompts));
   fill("changes", heading("What changed", "one prompt at two steps"),
     element("div", { class: "controls" }, labelled("prompt", Object.assign(select, { id: "changed-prompt" }))), element("div", { id: "change" }));
-  return showChange(prompts[0][0], prompts);
+  return kept ? drawChange(all) : showChange(prompts[0][0], prompts);
 }

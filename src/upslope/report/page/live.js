@@ -21,7 +21,7 @@ function take({ whole, run, problem }) {
   drawAll();
   if (whole || !had) setUpInspector();
   else if (run.rollouts.length) applyFilters({ keep: true });
-  if (whole || run.rollouts.some((one) => one.held_out)) setUpChanges();
+  if (whole || run.rollouts.length) setUpChanges({ keep: !whole });
 }
 
 async function askToStop() {
