@@ -292,6 +292,23 @@ def test_progress_draws_lines_where_there_is_no_terminal():
     assert "problem no sample was usable" in lines[2]
 
 
+def test_time_to_go_follows_from_the_steps_alone(monkeypatch):
+    """Not from loading before the first; and a resumed run has used up some of what training.max_train_s allows."""
+    clock = iter([0.0, 100.0, 100.0, 102.0])
+    monkeypatch.setattr("upslope.cli.progress.time.monotonic", lambda: next(clock))
+    console = Console(file=io.StringIO(), record=True, width=200)
+    with LiveProgress(console, total_steps=10) as progress:
+        progress.log(1, {"reward": 0.0, "step_s": 2.0})
+        progress.log(2, {"reward": 0.0, "step_s": 2.0})
+    first, second = console.export_text().splitlines()
+    assert first.endswith("eta 0:18")
+    assert second.endswith("eta 0:16")
+    clock = iter([0.0, 5.0, 5.0])
+    with LiveProgress(console, total_steps=1000, max_train_s=3600.0, trained_s=3000.0) as progress:
+        progress.log(501, {"reward": 0.0, "step_s": 5.0})
+    assert console.export_text().rstrip().endswith("eta 9:55")
+
+
 def test_sparkline_and_duration():
     assert sparkline([]) == ""
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"

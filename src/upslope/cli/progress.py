@@ -34,12 +34,17 @@ def duration(seconds: float) -> str:
 
 
 class LiveProgress:
-    """A tracker that draws: a live table on a terminal, one line a step elsewhere."""
+    """A tracker that draws: a live table on a terminal, one line a step elsewhere.
 
-    def __init__(self, console: Console, *, total_steps: int, max_train_s: float | None = None) -> None:
+    max_train_s limits the training time, of which trained_s were spent before, by the run that is resumed.
+    """
+
+    def __init__(
+        self, console: Console, *, total_steps: int, max_train_s: float | None = None, trained_s: float = 0.0
+    ) -> None:
         self._console = console
         self._total = total_steps
-        self._limit_s = max_train_s
+        self._limit_s, self._trained_s = max_train_s, trained_s
         self._first: int | None = None
         self._started = time.monotonic()
         self._rewards: list[float] = []
@@ -62,7 +67,9 @@ class LiveProgress:
                 self._console.print(f"step {step}: held-out metric {values['evaluate/metric']:.3f}")
             return
         if self._first is None:
-            self._first = step - 1
+            self._first = step - 1  # what came before it (loading, the first evaluation) foretells nothing
+            self._started = time.monotonic() - values.get("step_s", 0.0)
+        self._trained_s += values.get("step_s", 0.0)
         trend = values.get("reward", values.get("loss"))
         if trend is not None:
             self._rewards.append(float(trend))
@@ -95,7 +102,7 @@ class LiveProgress:
         elapsed = time.monotonic() - self._started
         left = elapsed / max(1, step - (self._first or 0)) * (self._total - step)
         if self._limit_s is not None:
-            left = min(left, max(0.0, self._limit_s - elapsed))
+            left = min(left, max(0.0, self._limit_s - self._trained_s))
         name = "reward" if "reward" in values else "loss"
         row = {"step": f"{step}/{self._total}"}
         if name in values:

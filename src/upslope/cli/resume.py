@@ -28,7 +28,9 @@ def resume(
     opened = Run.open(run)
     training = Recipe.load(opened.recipe_path, overrides).training
     console = Console()
-    with LiveProgress(console, total_steps=training.steps, max_train_s=training.max_train_s) as progress:
+    trained_s = sum(step.get("step_s", 0.0) for step in opened.history())
+    limits = {"total_steps": training.steps, "max_train_s": training.max_train_s, "trained_s": trained_s}
+    with LiveProgress(console, **limits) as progress:
         finished = continue_run(opened, trackers=[progress], overrides=overrides)
     reason = next(event["reason"] for event in reversed(list(finished.events("finished"))))
     console.print(f"finished, as {reason}: {finished.folder}", highlight=False, soft_wrap=True)

@@ -91,14 +91,9 @@ def _policy(findings: Findings, recipe: Recipe, labels: Sequence[str]) -> Policy
 
 def _scoring(policy: Policy) -> str:
     """How a policy scores."""
-    if not isinstance(policy, CausalPolicy):
+    if not policy.backend:
         return f"a {type(policy).__name__}"
-    ways = {
-        "rows packed": policy.packs_rows,
-        "prompts shared": policy.shares_prompts,
-        "head in chunks": policy.chunks_head,
-    }
-    return "scoring: " + ", ".join(way if holds else f"no {way}" for way, holds in ways.items())
+    return "scoring: " + ", ".join(f"{part} {way}" for part, way in policy.backend.items())
 
 
 def _engine(findings: Findings, recipe: Recipe, policy: Policy) -> Engine:

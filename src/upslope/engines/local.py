@@ -71,13 +71,14 @@ class LocalEngine:
             self.backend = {"decoder": "transformers, encoder-decoder", "linear": "torch"}
             return Seq2SeqForward(policy, max_rows=self._max_rows, cache_bytes=self._cache_bytes)
         try:
-            decoder = proven_decoder(policy, self._kernels)
+            decoder, slower = proven_decoder(policy, self._kernels)
         except UnknownArchitecture as unknown:
             forward = TransformersForward(policy, max_rows=self._max_rows, cache_bytes=self._cache_bytes)
             alike = "" if forward.pads else "; prompts of one length at a time, as it takes no position ids"
             self.backend = {"decoder": f"transformers, because {unknown}{alike}", "linear": "torch"}
             return forward
-        self.backend = {"decoder": decoder.architecture.name, "linear": decoder.kernel}
+        linear = f"{decoder.kernel}, because {slower}" if slower else decoder.kernel
+        self.backend = {"decoder": decoder.architecture.name, "linear": linear}
         return PagedForward(decoder, max_rows=self._max_rows, cache_bytes=self._cache_bytes)
 
     def sample(self, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int) -> list[Rollout]:

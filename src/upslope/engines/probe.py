@@ -19,17 +19,18 @@ _STEPS = 3
 _FEW = 64  # tokens; a longer window than this is not tried out
 
 
-def proven_decoder(policy: CausalPolicy, kernels: str) -> Decoder:
+def proven_decoder(policy: CausalPolicy, kernels: str) -> tuple[Decoder, str]:
     """A loaded decoder of the policy's model, whose parts gave the logits of Transformers' own forward.
 
-    The parts are tried out with PyTorch's products, which are exact and need no copy; the kernel has tests of its own.
+    With it comes why its kernel is a slower one, where it is; see choose_kernel. The parts are tried out with PyTorch's
+    products, which are exact and need no copy; the kernel is proven by itself (kernels.proof).
     Raises: UnknownArchitecture when there is none; KernelError when the kernels asked for cannot be had.
     """
     model = policy.model.get_base_model() if hasattr(policy.model, "disable_adapter") else policy.model
     architecture = recognise(model)
     weight = architecture.embedding.weight
     half = weight.dtype if weight.dtype.itemsize < 4 else None
-    kernel = choose_kernel(kernels, device=weight.device, dtype=policy.autocast or weight.dtype)
+    kernel, slower = choose_kernel(kernels, device=weight.device, dtype=policy.autocast or weight.dtype)
     training = policy.module.training
     policy.module.eval()
     try:
@@ -47,7 +48,7 @@ def proven_decoder(policy: CausalPolicy, kernels: str) -> Decoder:
         )
     decoder = Decoder(architecture, kernel, dtype=policy.autocast or half)
     decoder.load()
-    return decoder
+    return decoder, slower
 
 
 def _gap(policy: CausalPolicy, architecture: Architecture, half: torch.dtype | None) -> float:

@@ -126,15 +126,16 @@ class NativeLinear:
         return y
 
 
-def choose_kernel(wanted: str, *, device: torch.device, dtype: torch.dtype) -> str:
+def choose_kernel(wanted: str, *, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
     """The kernel that decodes on this device in this dtype: what was asked for, or for "auto" the fastest exact one.
 
-    Compiled kernels where there is a compiler, else oneDNN, else PyTorch's product. Says so in a warning where a
-    slower one is taken for want of a compiler. Raises: KernelError when what was asked for cannot be had.
+    Compiled kernels where there is a compiler, else oneDNN, else PyTorch's product. The second text says why where a
+    slower one is taken for want of a compiler, of which a warning tells as well, and is empty else.
+    Raises: KernelError when what was asked for cannot be had.
     """
     fits = device.type == "cpu" and dtype == torch.float32
     if wanted == "torch" or (wanted == "auto" and not fits):
-        return "torch"
+        return "torch", ""
     if not fits:
         raise KernelError(f"engine.kernels = {wanted!r} computes in float32 on a CPU, not in {dtype} on {device}")
     if wanted == "float16" and "fbgemm" not in torch.backends.quantized.supported_engines:
@@ -150,9 +151,9 @@ def choose_kernel(wanted: str, *, device: torch.device, dtype: torch.dtype) -> s
                 raise KernelError(f"engine.kernels = 'native', but {error}; use 'auto'") from error
             slower = "onednn" if onednn else "torch"
             warnings.warn(f"sampling takes the slower {slower} kernels, because {error}", stacklevel=2)
-            return slower
-        return "native"
-    return wanted
+            return slower, str(error)
+        return "native", ""
+    return wanted, ""
 
 
 def make_linear(kernel: str, *, dtype: torch.dtype | None = None) -> Linear:

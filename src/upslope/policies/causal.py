@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -44,6 +44,15 @@ class CausalPolicy(TransformersPolicy):
     def eos_ids(self) -> frozenset[int]:
         """Every id that ends a row."""
         return end_ids(self._base, self.tokenizer)
+
+    @property
+    def backend(self) -> Mapping[str, str]:
+        """How batches are scored: each part in the fast way where the model was seen to give the same logits by it."""
+        return {
+            "rows": "packed" if self.packs_rows else "padded",
+            "prompts": "shared" if self.shares_prompts else "computed for every row",
+            "head": "in chunks" if self.chunks_head else "whole",
+        }
 
     @property
     def takes_chats(self) -> bool:

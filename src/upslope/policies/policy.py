@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,11 @@ class Policy(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the weights lie, and where batches must lie to be scored."""
+        ...
+
+    @property
+    def backend(self) -> Mapping[str, str]:
+        """How batches are scored where there are several ways, by part; for the log."""
         ...
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -94,6 +94,11 @@ class TransformersPolicy:
         """What fills unused slots of a forward; never read, so any valid id serves."""
         pad = self.tokenizer.pad_token_id
         return 0 if pad is None else int(pad)
+
+    @property
+    def backend(self) -> Mapping[str, str]:
+        """How batches are scored where there are several ways, by part."""
+        return {}
 
     @property
     def takes_chats(self) -> bool:

@@ -162,7 +162,11 @@ class MLflow:
         run = mlflow.start_run(run_id=run_id, run_name=folder.name, nested=True)  # within the user's own, if any
         self._run_id = _remembered(remembered, run.info.run_id)
         if run_id is None:
-            mlflow.log_params(_flat(config))
+            try:
+                mlflow.log_params(_flat(config))
+            except Exception:  # a run left open would take in, or refuse, what the user starts next
+                mlflow.end_run("FAILED")
+                raise
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Record the numbers among the values; what MLflow takes in no name becomes "_"."""

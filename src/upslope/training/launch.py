@@ -143,7 +143,7 @@ def _continue(session: Session, checkpoint: Checkpoint | None) -> None:
 def _log_start(session: Session, cut: int) -> None:
     """Say in the log what computes the run, which lines of its data it does without, and how many texts are cut."""
     step = session.state.step
-    session.run.log("kernels", step=step, **_kernels(session.recipe, session.engine.backend))
+    session.run.log("kernels", step=step, **_kernels(session))
     if session.task.skipped:
         session.run.log("skipped_lines", step=step, lines=dict(session.task.skipped))
     if cut:
@@ -188,10 +188,12 @@ def policy_of(recipe: Recipe, labels: Sequence[str] = ()) -> Policy:
     )
 
 
-def _kernels(recipe: Recipe, engine: Mapping[str, str]) -> dict[str, str]:
-    """What computes the run, of the ways there are: the engine's decoder and linear layers, the update's products."""
-    fast = recipe.model.device == "cpu" and recipe.model.dtype == "float32"
-    return {**engine, "update": gemm.backend() if fast else "torch"}
+def _kernels(session: Session) -> dict[str, str]:
+    """What computes the run, of the ways there are: the engine's decoder and linear layers, and the update's parts."""
+    model = session.recipe.model
+    fast = model.device == "cpu" and model.dtype == "float32"
+    update = {f"update_{part}": way for part, way in session.policy.backend.items()}
+    return {**session.engine.backend, "update": gemm.backend() if fast else "torch", **update}
 
 
 def _scorer(recipe: Recipe, task: Task, stack: ExitStack) -> Scorer | None:

@@ -31,14 +31,15 @@ def train(session: Session) -> None:
         with timed() as seconds:
             with session.interrupts.allowed():
                 experience = gather(session, step=step)
-            session.engine.rest()  # what it takes serves the update, which comes before it samples again
+            session.rest_engine()
             state = dataclasses.replace(session.state, step=step, position=experience.position)
             state, metrics = attempt(session, experience, state)
             session.load_engine(step)
+        updates = int(metrics.get("updates", 0)) + int(metrics.get("updates_skipped", 0))
         metrics = (
             describe(experience, expected=session.recipe.algorithm.expected)
             | metrics
-            | time_metrics(seconds, token_counts(session, experience))
+            | time_metrics(seconds, token_counts(session, experience, updates=updates))
         )
         state = dataclasses.replace(
             state,
@@ -263,13 +264,17 @@ def describe(experience: Experience, *, expected: bool) -> dict[str, float | str
     return metrics
 
 
-def token_counts(session: Session, experience: Experience) -> dict[str, int]:
-    """Tokens that each phase of the step had to compute; rows trained on in several epochs count in each."""
-    trained = sum(len(rollout.tokens) for rollout in learned_from(session, experience))
+def token_counts(session: Session, experience: Experience, *, updates: int) -> dict[str, int]:
+    """Tokens that each phase of the step had to compute; rows trained on in several epochs count in each.
+
+    Fewer updates than epochs times minibatches were made where algorithm.kl_stop ended the step.
+    """
+    rollouts = learned_from(session, experience)
+    passes = updates / max(1, min(session.recipe.algorithm.minibatches, len({rollout.group for rollout in rollouts})))
     return {
         "prefill": experience.prompt_tokens,
         "decode": experience.sampled_tokens,
-        "update": trained * session.recipe.algorithm.epochs,
+        "update": round(passes * sum(len(rollout.tokens) for rollout in rollouts)),
     }
 
 

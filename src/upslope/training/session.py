@@ -83,6 +83,7 @@ class Session:
     stop_reason: str = ""
     alarms: Alarms = field(default_factory=Alarms)
     _saved: int = field(default=-1)
+    _engine_step: int | None = field(default=None)
     _encoded: dict[int, Prompt] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -116,6 +117,12 @@ class Session:
     def load_engine(self, step: int) -> None:
         """Give the engine the weights as they are after this step."""
         self.engine.load(self.policy, version=step)
+        self._engine_step = step
+
+    def rest_engine(self) -> None:
+        """Take the engine's memory for the update; it is loaded again before it samples."""
+        self.engine.rest()
+        self._engine_step = None
 
     def finish_step(self, state: TrainState, metrics: Mapping[str, Any]) -> None:
         """Log the step and make its state the run's own; the engine holds its weights already.
@@ -147,10 +154,13 @@ class Session:
         self._track(self.state.step, {f"alarm/{alarm.name}": int(begins), "alarm": sentence})
 
     def log_samples(self, step: int, rollouts: Sequence[Rollout], extras: Mapping[str, Sequence[Any]]) -> None:
-        """Keep the first few samples of a step in the run folder."""
-        count = self.recipe.run.samples_per_step
-        kept = {name: rows[:count] for name, rows in extras.items()}
-        self.run.log_samples(step, rollouts[:count], kept | self._pieces(rollouts[:count]))
+        """Keep a few samples of a step in the run folder: the best, the worst, and the first ones, in their order."""
+        best_first = sorted(range(len(rollouts)), key=lambda index: -rollouts[index].score)
+        wanted = dict.fromkeys([*best_first[:1], *best_first[-1:], *range(len(rollouts))])
+        kept = sorted(list(wanted)[: self.recipe.run.samples_per_step])
+        rows = [rollouts[index] for index in kept]
+        columns = {name: [values[index] for index in kept] for name, values in extras.items()}
+        self.run.log_samples(step, rows, columns | self._pieces(rows))
 
     def _pieces(self, rollouts: Sequence[Rollout]) -> dict[str, list[list[str]]]:
         """Each action as text: a reader of the log then needs no tokenizer."""
@@ -159,6 +169,8 @@ class Session:
     def measure(self) -> Measurement:
         """The task's metric on its held-out prompts, decoded as [evaluation] says."""
         assert self.scorer is not None
+        if self._engine_step != self.state.step:
+            self.load_engine(self.state.step)
         settings = self.recipe.evaluation
         prompts = self.encode(self.task.eval_prompts[: settings.num_prompts])
         sampling = dataclasses.replace(self.sampling, temperature=0.0) if settings.greedy else self.sampling

@@ -24,6 +24,7 @@ def train(session: Session) -> None:
     recipe = session.recipe
     weights = action_weights(session) if recipe.supervised.class_weights == "balanced" else None
     while session.settle():
+        session.rest_engine()
         state = session.state
         step, count = state.step + 1, recipe.training.prompts_per_step
         size = len(session.task.prompts)
@@ -34,7 +35,6 @@ def train(session: Session) -> None:
                 [demonstration(session.policy, prompts[i], column=column, group=g) for g, i in enumerate(indices)]
             )
             metrics = fit(session, batch.to(session.policy.device), step=step, action_weights=weights)
-            session.load_engine(step)
         state = dataclasses.replace(
             state,
             step=step,
