@@ -1,44 +1,40 @@
 """The doctor's memory forecast beside the measured peak of real runs: python benchmarks/forecast.py [RECIPE ...].
 
 Each recipe trains for two steps in a process of its own, whose peak (VmHWM) is read; the forecast comes from another
-process, that of `upslope doctor`. Without arguments: the quickstart's recipe and those in forecast/.
+process, that of `upslope doctor`. A ratio above 1 is more memory than was foretold. Without arguments: the quickstart's
+recipe and those in forecast/.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
 import subprocess
 import sys
 import tempfile
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from harness import FOLDER, GIB
-from results import RESULTS, machine
+from harness import FOLDER, GIB, arguments
+from results import plain, report
 from worker import peak_bytes
 
 STEPS = 2
-COLUMNS = ("recipe", "forecast GiB", "measured GiB", "forecast / measured")
 
 
-def forecast_of(recipe: Path) -> dict[str, Any]:
-    """The forecast finding of `upslope doctor`, with its parts."""
+def forecast_of(recipe: Path) -> int:
+    """Bytes of the forecast finding of `upslope doctor`."""
     program = "from upslope.cli.main import run; run()"
     command = [sys.executable, "-c", program, "doctor", str(recipe), "--json", "--prompts", "1"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     findings = json.loads(ended.stdout)["findings"]
-    found = next((each["values"] for each in findings if each["check"] == "forecast"), None)
+    found = next((each["values"]["bytes"] for each in findings if each["check"] == "forecast"), None)
     if not found:
         raise SystemExit(f"the doctor forecast nothing for {recipe}: {findings}")
-    values: dict[str, Any] = found
-    return values
+    return int(found)
 
 
 def measured(recipe: Path) -> int:
-    """The peak of a process that trains the recipe for three steps."""
+    """The peak of a process that trains the recipe for STEPS steps."""
     with tempfile.TemporaryDirectory(prefix="forecast-") as folder:
         command = [sys.executable, __file__, "--train", str(recipe), f"{folder}/run"]
         ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -61,35 +57,16 @@ def recipes() -> dict[str, Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, repeats=1)
     parser.add_argument("recipes", nargs="*", type=Path)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder to write forecast.json to")
     options = parser.parse_args()
     chosen = {path.stem: path for path in options.recipes} or recipes()
     cases = []
     for name, path in chosen.items():
-        found, peak = forecast_of(path), measured(path)
-        cases.append({"name": name, "forecast_bytes": found["bytes"], "measured_bytes": peak, "parts": found["parts"]})
-        print(f"{name}: {found['bytes'] / GIB:.2f} / {peak / GIB:.2f} GiB", file=sys.stderr, flush=True)
-    document = {"benchmark": "forecast", "measured": datetime.date.today().isoformat(), "machine": machine()}
-    options.results.mkdir(parents=True, exist_ok=True)
-    target = options.results / "forecast.json"
-    target.write_text(json.dumps({**document, "cases": cases}, indent=1) + "\n", encoding="utf-8")
-    print(table(cases))
-
-
-def table(cases: list[dict[str, Any]]) -> str:
-    """The cases as a Markdown table."""
-    rows = [
-        (
-            case["name"],
-            f"{case['forecast_bytes'] / GIB:.2f}",
-            f"{case['measured_bytes'] / GIB:.2f}",
-            f"{case['forecast_bytes'] / case['measured_bytes']:.2f}",
-        )
-        for case in cases
-    ]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows))
+        foretold, peak = forecast_of(path) / GIB, measured(path) / GIB
+        print(f"  {name}: {foretold:.2f} GiB foretold, {peak:.2f} measured", file=sys.stderr, flush=True)
+        cases.append(plain(name, foretold, peak, unit="GiB", peer_name="measured peak"))
+    report("forecast", cases, results=options.results)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ def compare(name: str, upslope: Measured, peer: Measured | None, *, unit: str, l
     """One case of the results: medians, ranges, and ratios.
 
     ratio is above 1 where upslope is ahead, by medians; ratio_min and ratio_max are over the pairs of repetitions done
-    one after the other, over all pairs where a side had fewer. memory_ratio is upslope / peer. least_s is the time that the machine's ceilings allow for one
-    repetition, of which each side's share is taken.
+    one after the other, over all pairs where a side had fewer. memory_ratio is upslope / peer. least_s is the time that
+    the machine's ceilings allow for one repetition, of which each side's share is taken.
     """
     case = _empty(name, unit) | _side("upslope", upslope, unit, least_s)
     if peer is None:
@@ -51,7 +51,7 @@ def compare(name: str, upslope: Measured, peer: Measured | None, *, unit: str, l
 
 def plain(name: str, upslope: float, peer: float, *, unit: str, peer_name: str) -> Case:
     """A case of two figures, of which less is better, where the peer is a figure rather than a side."""
-    found = {"upslope": upslope, "peer": peer, "ratio": peer / upslope}
+    found = {"upslope": upslope, "peer": peer, "ratio": peer / upslope if upslope else None}
     return _empty(name, unit) | found | {"upslope_name": "upslope", "peer_name": peer_name}
 
 
@@ -106,6 +106,8 @@ def _ranged(case: Mapping[str, Any], key: str) -> str:
     value, low, high = case[key], case[f"{key}_min"], case[f"{key}_max"]
     if value is None:
         return case.get(f"{key}_problem") or "-"
+    if 0 < value < 5e-4:
+        return f"{value:.1e}"
     digits = 3 if value < 1 else 2 if value < 10 else 1
     return f"{value:.{digits}f}" + (f" ({low:.{digits}f} .. {high:.{digits}f})" if low is not None else "")
 
