@@ -44,9 +44,9 @@ def elsewhere(address):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """`make docs`, into a folder of its own."""
+    """`make docs`, into a folder of its own. Not --quiet, which would keep warnings from counting as errors."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     built = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False
     )

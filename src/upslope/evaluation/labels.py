@@ -54,7 +54,7 @@ class Calibration:
 class LabelReport:
     """What was decided against what is right.
 
-    table: by label, of every decision; entities: of whole spans, where labels are BIO tags. confusion[i][j] counts
+    table: by label, of every decision; entities: of whole spans, where labels are BIO tags. `confusion[i][j]` counts
     decisions of labels[j] where labels[i] is right. errors: some rows that are wrong, by how sure the model was.
     """
 

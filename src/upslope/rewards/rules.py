@@ -138,7 +138,7 @@ def json_parsable(keys: Sequence[str] = ()) -> RowReward:
 
 
 def cost_matrix(column: str = "label", *, table: Mapping[str, Mapping[str, float]] | None = None) -> RowReward:
-    """table[true label][chosen label]; where the table is silent, 1 for the right label and 0 for any other.
+    """`table[true label][chosen label]`; where the table is silent, 1 for the right label and 0 for any other.
 
     The completion is the chosen label. {"spam": {"ham": -5}} charges 5 for spam that is let through.
     Raises: RewardError where an entry is no finite number.
