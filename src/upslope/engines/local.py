@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class LocalEngine:
             raise ModelError(f"the local engine samples from policies that write, not from a {type(policy).__name__}")
         known = self._forward if policy is self._policy else None
         self._policy = self._forward = None  # what fails half-way is not sampled from
-        with span("load"), torch.inference_mode():
+        with span("load"), torch.inference_mode(), evaluating(policy):
             if known is None:
                 known = self._choose(policy)
             else:
@@ -95,17 +96,13 @@ class LocalEngine:
             rows += [Row(prompt, group, sample) for sample in range(first, first + group_size)]
             seen[prompt.id] += group_size
         check_context(policy, prompts, sampling)
-        training = policy.module.training
-        policy.module.eval()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), evaluating(policy):
                 if rows:
                     _generate(policy, forward, rows, sampling, seed)
         except BaseException:  # an interrupt as well: what is half done must not be built upon
             forward.drop()
             raise
-        finally:
-            policy.module.train(training)
         rollouts = [finish(policy, row, self.version) for row in rows]
         if any(rollout.failure for rollout in rollouts):
             forward.drop()
@@ -129,6 +126,17 @@ class LocalEngine:
         if self._policy is None or self._forward is None or self._resting:
             raise ModelError("the engine has no weights yet; call load(policy, version=...) first")
         return self._policy, self._forward
+
+
+@contextmanager
+def evaluating(policy: Policy) -> Iterator[None]:
+    """Within the context the modules are in evaluation mode: some keep no cache in the other, and drop out."""
+    training = policy.module.training
+    policy.module.eval()
+    try:
+        yield
+    finally:
+        policy.module.train(training)
 
 
 def check_context(policy: Writer, prompts: Sequence[Prompt], sampling: Sampling) -> None:

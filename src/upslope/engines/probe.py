@@ -20,7 +20,7 @@ _FEW = 64  # tokens; a longer window than this is not tried out
 
 
 def proven_decoder(policy: CausalPolicy, kernels: str) -> tuple[Decoder, str]:
-    """A loaded decoder of the policy's model, whose parts gave the logits of Transformers' own forward.
+    """A loaded decoder of the policy's model, in evaluation mode, whose parts gave the logits of its own forward.
 
     With it comes why its kernel is a slower one, where it is; see choose_kernel. The parts are tried out with PyTorch's
     products, which are exact and need no copy; the kernel is proven by itself (kernels.proof).
@@ -31,8 +31,6 @@ def proven_decoder(policy: CausalPolicy, kernels: str) -> tuple[Decoder, str]:
     weight = architecture.embedding.weight
     half = weight.dtype if weight.dtype.itemsize < 4 else None
     kernel, slower = choose_kernel(kernels, device=weight.device, dtype=policy.autocast or weight.dtype)
-    training = policy.module.training
-    policy.module.eval()
     try:
         gap = _gap(policy, architecture, half)
     except UnknownArchitecture:
@@ -40,8 +38,6 @@ def proven_decoder(policy: CausalPolicy, kernels: str) -> tuple[Decoder, str]:
     except Exception as error:  # whatever fails here, fails because the parts act otherwise than was thought
         reason = f"{type(model).__name__} acts otherwise than its parts: {type(error).__name__}: {error}"
         raise UnknownArchitecture(reason) from error
-    finally:
-        policy.module.train(training)
     if not gap <= (_EXACT if half is None else _HALF):
         raise UnknownArchitecture(
             f"{type(model).__name__} computes something else than its parts do (off by {gap:.2g})"

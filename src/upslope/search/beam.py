@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from upslope.engines.local import Writer, check_context, finish, stopped
+from upslope.engines.local import Writer, check_context, evaluating, finish, stopped
 from upslope.engines.rows import Forward, Row
 from upslope.engines.seq2seq_forward import Seq2SeqForward
 from upslope.engines.transformers_forward import TransformersForward
@@ -73,14 +73,9 @@ class BeamEngine:
         check_context(policy, prompts, sampling)
         rows = [Row(prompt, group, 0) for group, prompt in enumerate(prompts)]
         searches: list[_Search] = []
-        training = policy.module.training
-        policy.module.eval()
-        try:
-            with torch.inference_mode():
-                while len(searches) < len(rows):
-                    searches += self._run(policy, rows[len(searches) :][: self._prompts], sampling)
-        finally:
-            policy.module.train(training)
+        with torch.inference_mode(), evaluating(policy):
+            while len(searches) < len(rows):
+                searches += self._run(policy, rows[len(searches) :][: self._prompts], sampling)
         return [
             finish(policy, row, self.version).replace(sample=rank, metrics={"beam_score": score})
             for search in searches
