@@ -45,6 +45,6 @@ def _regression(differences: np.ndarray, controls: np.ndarray) -> np.ndarray:
     """Least-squares coefficients [..., q] of d on C and a constant; 0 for a control that never varies."""
     controls = controls - controls.mean(-2, keepdims=True)
     gram = np.einsum("...nq,...nr->...qr", controls, controls)
-    return np.einsum(
-        "...qr,...nr,...n->...q", np.linalg.pinv(gram, hermitian=True), controls, differences, optimize=True
-    )
+    products = np.einsum("...nr,...n->...r", controls, differences)
+    coefficients: np.ndarray = np.einsum("...qr,...r->...q", np.linalg.pinv(gram, hermitian=True), products)
+    return coefficients

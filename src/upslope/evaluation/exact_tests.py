@@ -49,7 +49,7 @@ def _binomial(count: int, surplus: int) -> float:
     fewest = (count + surplus) // 2
     if surplus == 0:
         return 1.0
-    return min(1.0, sum(math.comb(count, heads) for heads in range(fewest, count + 1)) / 2 ** (count - 1))
+    return min(1.0, sum(math.comb(count, heads) for heads in range(fewest, count + 1)) / (1 << (count - 1)))
 
 
 def unanimous_radius(num: int, *, spread: float, confidence: float) -> float:
