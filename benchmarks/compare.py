@@ -47,14 +47,18 @@ class Problem:
     truth: float
 
 
-def problem(*, shift: float, seed: int = 0) -> Problem:
-    """b is a, moved by `shift` in its logits; a prompt's reward is 1 for about a third of the sequences."""
+def problem(*, shift: float = 0.0, tilt: float = 0.0, seed: int = 0) -> Problem:
+    """b is a, moved by `shift` at random and by `tilt` along a's own advantages, in its logits.
+
+    A prompt is as hard as chance has it: the share of sequences that are paid is the sigmoid of a normal number.
+    """
     generator = torch.Generator().manual_seed(seed)
     shape = (PROMPTS, num_prefixes(SYMBOLS, horizon=STEPS), SYMBOLS)
     a = 1.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
-    b = a + shift * torch.randn(shape, generator=generator, dtype=torch.float64)
-    chance = torch.rand(PROMPTS, 1, generator=generator, dtype=torch.float64) * 0.66
-    rewards = (torch.rand(PROMPTS, SYMBOLS**STEPS, generator=generator, dtype=torch.float64) < chance).double()
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    paid = (2.0 * torch.randn(PROMPTS, 1, generator=generator, dtype=torch.float64)).sigmoid()
+    rewards = (torch.rand(PROMPTS, SYMBOLS**STEPS, generator=generator, dtype=torch.float64) < paid).double()
+    b = a + shift * noise + tilt * torch.stack([_solved(a[p], rewards[p])[1] for p in range(PROMPTS)])
     worth = [[_solved(table[p], rewards[p])[0] for p in range(PROMPTS)] for table in (a, b)]
     between = torch.stack([_solved((a[p] + b[p]) / 2, rewards[p])[1] for p in range(PROMPTS)])
     critic = torch.stack([between - (table.softmax(-1) * between).sum(-1, keepdim=True) for table in (a, b)])
@@ -154,7 +158,7 @@ def savings(repetitions: int, n: int) -> list[dict[str, Any]]:
 
 def simultaneous(repetitions: int, n: int) -> list[dict[str, Any]]:
     """Coverage at all sample sizes at once, and A/A rejections under continuous looking."""
-    world, equal = problem(shift=0.8), problem(shift=0.0)
+    world, equal = problem(shift=0.8), problem()
     radius = asymptotic_radius(np.arange(1, n + 1), confidence=CONFIDENCE, tuned_for=n)
     cases = []
     for setting, common in ((world, True), (equal, False)):
@@ -173,9 +177,9 @@ def simultaneous(repetitions: int, n: int) -> list[dict[str, Any]]:
     return cases
 
 
-def stopping(repetitions: int, shift: float = 0.6) -> list[dict[str, Any]]:
+def stopping(repetitions: int, tilt: float = 0.6) -> list[dict[str, Any]]:
     """Power and mean stopping time of the asymptotic sequence, allowed twice the prompts of the fixed design."""
-    world, cases = problem(shift=shift, seed=5), []
+    world, cases = problem(shift=0.3, tilt=tilt), []
     for name, common in (("pairs", False), ("pairs, common numbers", True)):
         pilot = play(world, 1, 100_000, common=common, seed=6).differences
         fixed = prompts_to_detect(abs(world.truth), sd=float(pilot.std()), power=0.8)

@@ -48,7 +48,7 @@ def test_continuous_looking_keeps_its_word(benchmark):
 
 
 def test_an_effect_is_found_in_time(benchmark):
-    cases = benchmark.stopping(200)
+    cases = benchmark.stopping(200, tilt=0.8)
     assert all(case["measured"] >= 0.75 for case in cases if "power" in case["name"]), cases
     assert all(case["measured"] <= 1.6 for case in cases if "stopping" in case["name"]), cases
 

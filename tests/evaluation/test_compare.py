@@ -93,28 +93,28 @@ def test_other_tokenizers_are_paired_without_common_numbers(folders):
 
 
 def test_looking_stops_with_the_verdict_and_whole_clusters(folders):
-    """Greedy, b far better by a reward that knows its words: stopped at the first look, of whole pages."""
+    """b is far better by a reward that knows its words: stopped at the first look, of whole pages; and the reverse."""
 
     def like_two(completion, wanted):
         return float(completion == wanted)
 
     prompts = [f"prompt {i}" for i in range(120)]
+    asked = Task(prompts=["x"], eval_prompts=prompts, reward=vowels).eval_prompts
     arm = Arm(folders / "two", kind="causal", labels=(), seed=0)
-    asked = Task(prompts=prompts, reward=vowels).prompts
-    texts = [r.text for r in arm.answer(asked, samples=1, sampling=Sampling(0.0, None, None, 4, ()))]
+    texts = [r.text for r in arm.answer(asked, samples=1, sampling=Sampling(1.0, None, None, 4, ()))]
     rows = [{"prompt": p, "wanted": t, "page": i // 3} for i, (p, t) in enumerate(zip(prompts, texts, strict=True))]
     task = Task(prompts=rows[:1], eval_prompts=rows, reward=like_two)
-    found = compare(folders / "one", folders / "two", task, look_every=10, max_new_tokens=4, cluster="page")
+    how = {"look_every": 10, "max_new_tokens": 4, "temperature": 1.0}
+    found = compare(folders / "one", folders / "two", task, cluster="page", **how)
+    assert found.means[1] == 1.0
     assert found.verdict == "better"
     assert found.difference.num_clusters == 30
     assert found.difference.num_prompts == 90
     assert len(found.looks) == 1
-    backwards = compare(
-        folders / "two", folders / "one", task, look_every=10, max_new_tokens=4, method="betting", bounds=(0, 1)
-    )
-    assert backwards.verdict == "worse"
-    assert backwards.difference.num_prompts < 60
-    assert [look.verdict for look in backwards.looks[:-1]] == ["undecided"] * (len(backwards.looks) - 1)
+    reverse = compare(folders / "two", folders / "one", task, method="betting", bounds=(0, 1), **how)
+    assert reverse.verdict == "worse"
+    assert reverse.difference.num_prompts < 60
+    assert [look.verdict for look in reverse.looks[:-1]] == ["undecided"] * (len(reverse.looks) - 1)
 
 
 def test_what_cannot_be_scored_is_left_out_of_both_and_said(folders):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +37,11 @@ def cross_validate(
 
     rewards [K, n] of K models on the same n prompts. Nothing is trained on these prompts, a fold only chooses; so where
     the models are settings of several methods, one choice among all of them is the nested cross-validation as well.
+    The interval is t's with a standard error sqrt(1 + K / (K - 1)) as large: folds share the prompts that they choose by.
+    There is no exact one; among many equal models, the worst case, this one covers a little less often than it says.
     Raises: DataError where there are fewer clusters than folds, or a reward is not finite.
-    Source: Stone 1974; Varma & Simon 2006, "Bias in error estimation when using cross-validation for model selection".
+    Source: Stone 1974; Varma & Simon 2006, "Bias in error estimation when using cross-validation for model selection";
+    Nadeau & Bengio 2003, "Inference for the generalization error", section 3, for the correction.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
     names = np.arange(rewards.shape[1]) if clusters is None else clusters
@@ -50,6 +55,7 @@ def cross_validate(
         choices[chosen] += 1
         values[folds == fold] = rewards[chosen, folds == fold]
     mean = clustered_mean(values, clusters)
-    low, high = mean.bounds(confidence)
+    corrected = dataclasses.replace(mean, se=mean.se * math.sqrt(1.0 + num_folds / (num_folds - 1.0)))
+    low, high = corrected.bounds(confidence)
     estimate = Interval(float(mean.estimate), float(low), float(high))
     return CrossValidation(estimate, float(rewards.mean(1).max()), tuple(choices))
