@@ -37,7 +37,7 @@ def cross_validate(
 
     rewards [K, n] of K models on the same n prompts. Nothing is trained on these prompts, a fold only chooses; so where
     the models are settings of several methods, one choice among all of them is the nested cross-validation as well.
-    The interval is t's with a standard error sqrt(1 + K / (K - 1)) as large, as folds share prompts that they choose by.
+    The interval is t's with a standard error sqrt(1 + K / (K - 1)) as large: folds share the prompts they choose by.
     There is no exact one; among many equal models, the worst case, this one covers a little less often than it says.
     Raises: DataError where there are fewer clusters than folds, or a reward is not finite.
     Source: Stone 1974; Varma & Simon 2006, "Bias in error estimation when using cross-validation for model selection",
