@@ -177,7 +177,7 @@ def test_the_command_line_shows_its_help_without_torch():
 
 EXPORTED = [
     "Batch", "Prompt", "Recipe", "RewardTerm", "Rollout", "Run", "Scores", "Task", "UpslopeError", "collate",
-    "evaluate", "pack", "resume", "train", "unpack",
+    "compare", "evaluate", "pack", "resume", "train", "unpack",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from upslope.errors import UpslopeError as UpslopeError
+    from upslope.evaluation.compare import compare as compare
     from upslope.evaluation.evaluate import evaluate as evaluate
     from upslope.recipe import Recipe as Recipe
     from upslope.records import Batch as Batch
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "errors": ("UpslopeError",),
+    "evaluation.compare": ("compare",),
     "evaluation.evaluate": ("evaluate",),
     "recipe": ("Recipe",),
     "records": ("Batch", "Prompt", "Rollout", "Scores", "collate", "pack", "unpack"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +31,10 @@ def evaluate(
     beams: Annotated[int | None, typer.Option(min=1, help="Decode by beam search of this width instead.")] = None,
     length_penalty: Annotated[float, typer.Option(help="Beams score log p / length^this.")] = 1.0,
     seed: Annotated[int, typer.Option()] = 0,
+    detect: Annotated[
+        float | None, typer.Option(help="Say how many prompts it takes to find such a difference.")
+    ] = None,
+    power: Annotated[float, typer.Option(min=0.5, max=0.999, help="How often --detect is to find it.")] = 0.8,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of words.")] = False,
     save: Annotated[Path | None, typer.Option(help="Where to write it all; RUN/evaluation.json for a run.")] = None,
 ) -> None:
@@ -50,6 +55,9 @@ def evaluate(
         options=dict(parse_override(text) for text in options or []),
     )
     document = result.as_dict()
+    plan = None if detect is None else result.plan(detect, power=power)
+    if plan is not None:
+        document["plan"] = dataclasses.asdict(plan)
     target = save or (Path(model) / "evaluation.json" if (Path(model) / "recipe.toml").is_file() else None)
     if target is not None:
         write_text(target, json.dumps(document, indent=1) + "\n")
@@ -64,6 +72,13 @@ def evaluate(
         f"{len(measured.values)} prompts" + (f", {failed} could not be scored" if failed else ""),
         markup=False,
     )
+    if plan is not None:
+        console.print(
+            f"to find a difference of {plan.effect:g} between two models in {plan.power:.0%} of comparisons: "
+            f"{plan.unpaired} prompts each where they answer different ones, {plan.paired} where they answer the same "
+            "and their scores correlate by 0.5",
+            markup=False,
+        )
     if result.labels is not None:
         _show(console, result.labels)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from upslope import __version__
 from upslope.cli import (
+    compare,
     doctor,
     evaluate,
     fetch,
@@ -37,6 +38,7 @@ app.command()(train.train)
 app.command()(resume.resume)
 app.command()(generate.generate)
 app.command()(evaluate.evaluate)
+app.command()(compare.compare)
 app.command()(predict.predict)
 app.command()(report.report)
 app.command()(watch.watch)

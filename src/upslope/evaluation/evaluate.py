@@ -14,6 +14,7 @@ from upslope.errors import DataError, ModelError, RecipeError
 from upslope.evaluation.intervals import Interval, mean_interval
 from upslope.evaluation.labels import LabelReport, label_report
 from upslope.evaluation.metrics import Measurement, measure
+from upslope.evaluation.planning import Plan, plan
 from upslope.policies.loading import load_policy
 from upslope.policies.policy import Policy
 from upslope.policies.sampling import Sampling
@@ -33,6 +34,10 @@ class Evaluation:
     interval: Interval
     measurement: Measurement
     labels: LabelReport | None = None
+
+    def plan(self, effect: float, *, power: float = 0.8) -> Plan:
+        """How many prompts it takes to find such a difference between two models like this one."""
+        return plan(list(self.measurement.values.values()), effect, power=power)
 
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file."""
@@ -63,7 +68,7 @@ def evaluate(
     no prompt could be scored.
     """
     source, recipe = source_and_recipe(model)
-    task = _task(recipe, task, options or {})
+    task = task_to_evaluate(recipe, task, options or {})
     prompts = task.eval_prompts[:num_prompts]
     if not prompts:
         raise DataError(f"task {task.name!r} has no held-out prompts to evaluate on")
@@ -121,7 +126,11 @@ def sampling_of(recipe: Recipe) -> Sampling:
     return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.max_new_tokens, settings.stop)
 
 
-def _task(recipe: Recipe | None, task: Task | str | None, options: Mapping[str, Any]) -> Task:
+def task_to_evaluate(recipe: Recipe | None, task: Task | str | None, options: Mapping[str, Any]) -> Task:
+    """The task given or named, by default the recipe's own; with the recipe's rewards where the task is its own.
+
+    Raises: RecipeError when there is neither, or a Task object comes with options.
+    """
     if isinstance(task, Task):
         if options:
             raise RecipeError(f"the task is a Task object, which takes no options, but got {', '.join(options)}")

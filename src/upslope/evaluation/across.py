@@ -1,0 +1,64 @@
+"""Two models on several tasks: per task, on the whole, and whether b is nowhere worse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from upslope.errors import DataError
+from upslope.evaluation import student_t
+from upslope.evaluation.arms import Model
+from upslope.evaluation.compare import compare
+from upslope.evaluation.comparison import Comparison
+from upslope.evaluation.intervals import Interval
+from upslope.evaluation.multiplicity import holm
+from upslope.evaluation.paired import Difference
+from upslope.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class AcrossTasks:
+    """comparisons: one a task. macro: the mean of their differences. worse: Holm's p-values against "b is worse by the
+    margin", one a task; nowhere_worse: whether all of them are below 1 - confidence."""
+
+    comparisons: tuple[Comparison, ...]
+    macro: Interval
+    worse: tuple[float, ...]
+    nowhere_worse: bool
+
+
+def compare_across(
+    a: Model, b: Model, tasks: Sequence[Task | str], *, margin: float, confidence: float = 0.95, **settings: Any
+) -> AcrossTasks:
+    """`compare` on each task, the mean difference over tasks, and non-inferiority on every one of them.
+
+    Tasks count alike and are independent. settings: those of `compare`, but for looking: each task is answered whole.
+    Raises: DataError without a task or for settings that look; and as `compare` does.
+    """
+    if not tasks:
+        raise DataError("there is no task to compare on")
+    if {"look_every", "method"} & settings.keys():
+        raise DataError("across tasks each comparison is one look with a t interval; leave out look_every and method")
+    found = [compare(a, b, task, margin=margin, confidence=confidence, **settings) for task in tasks]
+    worse, macro = combined([each.difference for each in found], confidence=confidence)
+    return AcrossTasks(tuple(found), macro, worse, max(worse) <= 1.0 - confidence)
+
+
+def combined(differences: Sequence[Difference], *, confidence: float) -> tuple[tuple[float, ...], Interval]:
+    """Holm's p-values of non-inferiority by task, and the mean difference with its t interval.
+
+    se = sqrt(sum se_k^2) / K, with Satterthwaite's degrees of freedom.
+    Raises: DataError where no task's difference varies.
+    Source: Welch 1947.
+    """
+    variances = [each.se**2 for each in differences]
+    total = sum(variances)
+    if not total:
+        raise DataError("no prompt of any task tells the models apart, so there is no interval over tasks")
+    df = total**2 / sum(v**2 / each.df for v, each in zip(variances, differences, strict=True))
+    estimate = sum(each.estimate for each in differences) / len(differences)
+    half = student_t.quantile(0.5 + confidence / 2, df) * math.sqrt(total) / len(differences)
+    worse = [1.0 if each.non_inferiority is None else each.non_inferiority for each in differences]
+    return tuple(holm(worse)), Interval(estimate, estimate - half, estimate + half)

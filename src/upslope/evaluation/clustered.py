@@ -1,0 +1,95 @@
+"""Means of values that hang together within clusters (a prompt, a document): standard errors and intervals.
+
+Values are [..., n]: leading axes are repetitions of an experiment, computed at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from upslope.errors import DataError
+from upslope.evaluation import student_t
+
+
+@dataclass(frozen=True, slots=True)
+class ClusteredMean:
+    """Means [...] of values [..., n] with standard errors [...] that are robust to clusters, and their t's df."""
+
+    estimate: np.ndarray
+    se: np.ndarray
+    df: float
+    num_clusters: int
+
+    def bounds(self, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+        """estimate -+ t se, the two-sided interval."""
+        half = student_t.quantile(0.5 + confidence / 2, self.df) * self.se
+        return self.estimate - half, self.estimate + half
+
+
+def clustered_mean(values: np.ndarray, clusters: np.ndarray | None = None) -> ClusteredMean:
+    """sum(x) / n, with se^2 = sum over clusters of (sum of residuals)^2 / (1 - n_g / n) / n^2.
+
+    values [..., n], all counted alike; clusters [n] names each one's cluster, by default its own. The standard error
+    is unbiased for independent values, whatever the sizes (CR2), and df is Satterthwaite's: one less than there are
+    clusters where these are equally large, fewer where a few are much larger.
+    Raises: DataError with fewer than two clusters or a value that is not finite.
+    Source: Bell & McCaffrey 2002, "Bias reduction in standard errors for linear regression with multi-stage samples";
+    Imbens & Kolesar 2016, arXiv:1601.01981, section 3, for a mean.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    _check(values, clusters)
+    estimate = values.mean(-1)
+    sums, sizes = cluster_sums(values - estimate[..., None], clusters)
+    share = sizes / values.shape[-1]
+    variance = (sums**2 / (1.0 - share)).sum(-1) / values.shape[-1] ** 2
+    weight = share / (1.0 - share)
+    trace = (weight**2).sum() - 2.0 * (weight * share * weight).sum() + (share * weight).sum() ** 2
+    return ClusteredMean(estimate, np.sqrt(variance), float(1.0 / trace), len(sizes))
+
+
+def cluster_sums(values: np.ndarray, clusters: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sums [..., G] of values [..., n] over clusters, in the order of their names, and the sizes [G]."""
+    if clusters is None:
+        return values, np.ones(values.shape[-1], dtype=np.int64)
+    order = np.argsort(clusters, kind="stable")
+    _, starts, sizes = np.unique(np.asarray(clusters)[order], return_index=True, return_counts=True)
+    return np.add.reduceat(values[..., order], starts, axis=-1), sizes
+
+
+def cluster_bootstrap(
+    values: np.ndarray,
+    clusters: np.ndarray | None = None,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 2_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The percentile interval of the mean of values [n] over resamples of whole clusters.
+
+    Raises: DataError as `clustered_mean` does.
+    Source: Davison & Hinkley 1997, section 3.8 (clusters resampled, their contents kept).
+    """
+    values = np.asarray(values, dtype=np.float64)
+    _check(values, clusters)
+    sums, sizes = cluster_sums(values, clusters)
+    count, generator = len(sizes), np.random.default_rng(seed)
+    means = np.empty(num_resamples)
+    for start in range(0, num_resamples, 100):  # a hundred at a time: [100, G] numbers are held, not [2000, G]
+        rows = slice(start, min(start + 100, num_resamples))
+        drawn = generator.multinomial(count, np.full(count, 1.0 / count), size=rows.stop - rows.start)
+        means[rows] = (drawn @ sums) / (drawn @ sizes)
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(means, [tail, 100.0 - tail])
+    return float(low), float(high)
+
+
+def _check(values: np.ndarray, clusters: np.ndarray | None) -> None:
+    count = values.shape[-1] if clusters is None else len(np.unique(clusters))
+    if count < 2:
+        raise DataError(f"a standard error needs two clusters (prompts) at least, and there are {count}")
+    if clusters is not None and len(clusters) != values.shape[-1]:
+        raise DataError(f"there are {values.shape[-1]} values, but clusters of {len(clusters)}")
+    if not np.isfinite(values).all():
+        raise DataError("a value is not a finite number; leave out what could not be scored, for both models")
