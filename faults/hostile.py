@@ -13,7 +13,7 @@ FAULTS = {  # and why the sample is dropped, where it is; `{}` is the time limit
     "wrong length": "returned a list of the wrong length",
     "str": "returned str",
     "huge": "returned a number beyond float32",
-    "hangs": "timed out after {} s",
+    "hangs": "timed out after {:g} s",
     "sys.exit": "raised SystemExit",
     "os._exit": "ended its process with exit code 7",
     "2 GB": "raised MemoryError",
