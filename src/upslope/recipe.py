@@ -62,11 +62,13 @@ class LoraSettings(_Section):
 
 
 class ModelSettings(_Section):
-    """Which model, what kind of policy it is, and how it is held. max_length: tokens a classifier or tagger reads."""
+    """Which model, what kind of policy it is, and how it is held. max_length: tokens a classifier or tagger reads;
+    mark_case: an uncased model reads where capitals stood."""
 
     name: str = "smollm2-135m-instruct"
     kind: Literal["causal", "seq2seq", "classifier", "tagger"] = "causal"
     max_length: PositiveInt | None = None
+    mark_case: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
     critic: Literal["head", "separate"] = "head"
