@@ -1,9 +1,9 @@
 """A classifier's policy-gradient step beside a supervised one: python benchmarks/classifier_step.py [--repeats 20].
 
 minilm-l6 with three labels and the same 32 texts of 8 to 64 words on both sides, in float32, all weights trained by
-AdamW. upslope samples four labels a text, scores them (right or wrong, in the worker process) and learns by rloo, or asks
-for all three labels (expected). Transformers' Trainer takes a plain cross-entropy step on the texts' own labels, padded to
-the longest, with the model's dropout as it comes. Policy gradient has a forward more to compute.
+AdamW. upslope samples four labels a text, scores them (right or wrong, in the worker process) and learns by rloo, or
+asks for all three labels (expected). Transformers' Trainer takes a plain cross-entropy step on the texts' own labels,
+padded to the longest, with the model's dropout as it comes. Policy gradient has a forward more to compute.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from step_grpo import EachStep
 
 ROWS, SHORTEST, LONGEST = 32, 8, 64
 LABELS = ("bad", "good", "none")
-WAYS = {"rloo, 4 samples": {"algorithm": "rloo", "group_size": 4}, "expected": {"algorithm": "reinforce", "expected": True}}
+WAYS = {
+    "rloo, 4 samples": {"algorithm": "rloo", "group_size": 4, "kl": "off"},
+    "expected": {"algorithm": "reinforce", "expected": True},
+}
 
 
 def rows() -> list[dict[str, str]]:
@@ -50,7 +53,6 @@ def upslope(turn: Any, *, model: str, algorithm: str, **settings: Any) -> None:
         prompts_per_step=ROWS,
         lr=1e-6,
         checkpoint_every_steps="none",
-        **({"kl": "off"} if algorithm == "rloo" else {}),
         **settings,
     )
 
@@ -83,9 +85,7 @@ def transformers(turn: Any, *, model: str) -> None:
             learning_rate=1e-6,
             **quiet,
         ),
-        train_dataset=[
-            {**tokenizer(row["prompt"]), "label": LABELS.index(row["label"])} for row in texts
-        ],
+        train_dataset=[{**tokenizer(row["prompt"]), "label": LABELS.index(row["label"])} for row in texts],
         data_collator=DataCollatorWithPadding(tokenizer),
         callbacks=[EachStepOfTrainer()],
     )

@@ -1,9 +1,9 @@
 """Bandit reward beside full supervision: python benchmarks/financial_sentiment.py [--seeds 5].
 
-financial_phrasebank with minilm-l6, the same messages in the same order and the same number of steps for both: once with
-their labels, by cross-entropy, and once by policy gradient on right or wrong for a few sampled answers each, never a
-label. Both are examples/recipes/financial_sentiment.toml; the first with method = "supervised". Macro F1 on all held-out
-messages, by the most likely label.
+financial_phrasebank with minilm-l6, the same messages in the same order and the same number of steps for both: once
+with their labels, by cross-entropy, and once by policy gradient on right or wrong for a few sampled answers each, never
+a label. Both are examples/recipes/financial_sentiment.toml; the first with method = "supervised". Macro F1 on all
+held-out messages, by the most likely label.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the benchmarks of learning share: recipes of examples/ run seed by seed, and paired figures of what they learnt.
 
-A figure is of a recipe that a user can copy: a benchmark changes its seed, its run folder, the model that it starts from
-where that is another run's, and with --limit its length.
+A figure is of a recipe that a user can copy: a benchmark changes its seed, its run folder, the model that it starts
+from where that is another run's, and with --limit its length.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def arguments(doc: str | None, *, seeds: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=seeds, help="runs of everything, by the seeds 0, 1, ...")
     parser.add_argument("--limit", type=int, help="steps of a run and held-out rows, to see that all of it works")
-    parser.add_argument("--folder", type=Path, help="where the runs lie; those that are finished there are not run again")
+    parser.add_argument("--folder", type=Path, help="where the runs lie; what is finished there is not run again")
     parser.add_argument("--results", type=Path, default=FOLDER / "results", help="the folder to write NAME.json to")
     return parser
 
@@ -43,7 +43,7 @@ def folder_of(options: argparse.Namespace) -> Path:
 
 
 def trained(recipe: str, folder: Path, *, seed: int, limit: int | None, **settings: Any) -> Run:
-    """The finished run in a folder of a recipe of examples/ under a seed; begun, taken up or only opened, as it lies."""
+    """The finished run of a recipe of examples/ in a folder; begun, taken up or only opened, as the folder has it."""
     if (folder / "model").is_dir():
         return upslope.Run.open(folder)
     if folder.exists():
@@ -63,8 +63,9 @@ def answers(run: Run, *, limit: int | None, beams: int | None = None) -> Sequenc
 def paired(before: np.ndarray, after: np.ndarray, statistic: Statistic) -> tuple[Estimate, Estimate, Estimate]:
     """A statistic before and after, and its gain: means over seeds, with 95% percentile intervals.
 
-    before, after [S, n, ...]: what is counted of n held-out rows under S seeds; statistic maps sums over rows [m, ...] to
-    [m]. Each of 1,000 resamples draws rows and seeds anew, the same for both. Source: Efron & Tibshirani 1993, ch. 13.
+    before, after [S, n, ...]: what is counted of n held-out rows under S seeds; statistic maps sums over rows [m, ...]
+    to [m]. Each of 1,000 resamples draws rows and seeds anew, the same for both.
+    Source: Efron & Tibshirani 1993, ch. 13.
     """
     random, (seeds, rows) = np.random.default_rng(0), before.shape[:2]
     weights = np.concatenate([np.ones((1, rows)), random.multinomial(rows, [1 / rows] * rows, size=RESAMPLES)])
@@ -83,7 +84,7 @@ def _estimate(values: np.ndarray) -> Estimate:
 
 
 def macro_f1(counts: np.ndarray) -> np.ndarray:
-    """Mean [m] over the classes of F1, from counts [m, K, 3] (found and right, found, there); absent classes left out."""
+    """Mean [m] over the classes that there are of F1, from counts [m, K, 3] (found and right, found, there)."""
     both = counts[..., 1] + counts[..., 2]
     scores = np.divide(2 * counts[..., 0], both, out=np.zeros(both.shape), where=both > 0)
     mean: np.ndarray = scores.sum(-1) / np.maximum(1, (both > 0).sum(-1))

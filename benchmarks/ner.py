@@ -2,8 +2,8 @@
 
 conll2003_ner_en with minilm-l6, whose tokenizer is made to mark capitals (model.mark_case). 10,000 training sentences
 keep their tags and train a tagger (examples/recipes/ner_warm.toml); from there, policy gradient on the span F1 of the
-sampled tags of the sentences that are left (examples/recipes/ner.toml). On all held-out sentences: macro and micro F1 of
-tokens, O counted as a class, which makes micro F1 the accuracy; and F1 of whole entities as seqeval counts them.
+sampled tags of the sentences that are left (examples/recipes/ner.toml). On all held-out sentences: macro and micro F1
+of tokens, O counted as a class, which makes micro F1 the accuracy; and F1 of whole entities as seqeval counts them.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 sms_spam with minilm-l6. By every seed another 200 of the training messages keep their label and train a classifier
 (examples/recipes/spam_warm.toml); from there, policy gradient on the messages that are left, of which it sees the
-reward of its answers alone (examples/recipes/spam.toml). Macro F1 on all held-out messages of both, by their most likely
-label. The variance is that of the gradient where policy gradient begins, over random batches of messages.
+reward of its answers alone (examples/recipes/spam.toml). Macro F1 on all held-out messages of both, by their most
+likely label. The variance is that of the gradient where policy gradient begins, over random batches of messages.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What policy gradient on BLEU adds to a translator from scratch: python benchmarks/translation.py.
 
 multi30k_en_de with a model of random weights (examples/translation/make_model.py), trained by cross-entropy
-(1_supervised.toml) and from there by policy gradient on each sampled sentence's BLEU (2_policy_gradient.toml). Corpus BLEU
-(sacrebleu, 13a) of all held-out sentences, decoded greedily and by a beam of 5.
+(1_supervised.toml) and from there by policy gradient on each sampled sentence's BLEU (2_policy_gradient.toml). Corpus
+BLEU (sacrebleu, 13a) of all held-out sentences, decoded greedily and by a beam of 5.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def made(folder: Path, *, seed: int) -> Path:
 
 
 def bleu_counts(rows: Sequence[Rollout]) -> np.ndarray:
-    """What a corpus's BLEU is made of, [n, 10]: right and all n-grams by length, length of output and of reference."""
+    """What a corpus's BLEU is made of, [n, 10]: n-grams right and n-grams in all, length of output and of reference."""
     scores = [BLEU(effective_order=True).sentence_score(row.text, [row.prompt.columns["de"]]) for row in rows]
     return np.array([[*score.counts, *score.totals, score.sys_len, score.ref_len] for score in scores], dtype=float)
 

@@ -90,9 +90,11 @@ class TaskSettings(_Section):
 
 
 class RewardSettings(_Section):
-    """How rewards are computed. Functions given here (names, or tables with weight and options) replace the task's."""
+    """How rewards are computed. Functions given here (names, or tables with weight and options) replace the task's.
+    noise_std: of Gaussian noise put into training's scores on purpose."""
 
     functions: tuple[str | dict[str, Any], ...] = ()
+    noise_std: NonNegativeFloat = 0.0
     timeout_s: PositiveFloat = 30.0
     isolation: Literal["process", "none"] = "process"
 

@@ -31,7 +31,7 @@ class Prompt:
     content: str | tuple[Message, ...]
     columns: Mapping[str, Any] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
-    origin: str = ""
+    origin: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:

@@ -86,11 +86,9 @@ def _show(console: Console, report: LabelReport) -> None:
     for count, right, decided in sorted(pairs, reverse=True)[:_SHOWN]:
         console.print(f"  {count:>5} times {decided} where {right} is right", markup=False)
     for error in report.errors[:_SHOWN]:
-        word = "" if error["word"] is None else f"{error['word']} in "
-        console.print(
-            f"  {error['confidence']:.2f} sure of {error['decided']} where {error['right']} is right: {word}{error['text']}",
-            markup=False,
-        )
+        where = error["text"] if error["word"] is None else f"{error['word']} in {error['text']}"
+        sure = f"{error['confidence']:.2f} sure of {error['decided']} where {error['right']} is right"
+        console.print(f"  {sure}: {where}", markup=False)
     console.print(f"expected calibration error {report.calibration.expected_error:.3f}")
 
 

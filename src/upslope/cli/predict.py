@@ -16,7 +16,7 @@ def predict(
     file: Annotated[Path, typer.Argument(help="Prompts: JSONL, CSV, TSV or Parquet.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; standard output by default.")] = None,
     prompt: Annotated[str, typer.Option(help="The column that holds the text, or the list of words.")] = "text",
-    strict: Annotated[bool, typer.Option(help="A line that cannot be read is an error, else skipped and counted.")] = True,
+    strict: Annotated[bool, typer.Option(help="What cannot be read is an error, else skipped and counted.")] = True,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Write a model's most likely answer to each prompt of a file, one JSON object a line."""

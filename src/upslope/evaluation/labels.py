@@ -156,9 +156,9 @@ def decision_counts(rollouts: Sequence[Rollout], *, labels: Sequence[str], colum
 
 
 def span_counts(rollouts: Sequence[Rollout], *, column: str) -> tuple[np.ndarray, list[str]]:
-    """Counts [n, K, 3] of each row's spans by type, and the types [K]; a span is right when type, beginning and end are.
+    """Counts [n, K, 3] of each row's spans by type, and the types [K], by seqeval's definition.
 
-    Source: seqeval.
+    A span is right when type, beginning and end are.
     """
     spans = [
         (set(find_spans(rollout.prompt.columns[column])), set(find_spans(rollout.text.split()))) for rollout in rollouts
@@ -172,9 +172,7 @@ def span_counts(rollouts: Sequence[Rollout], *, column: str) -> tuple[np.ndarray
     return counts, types
 
 
-def _pairs(
-    rollouts: Sequence[Rollout], labels: Sequence[str], column: str
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _pairs(rollouts: Sequence[Rollout], labels: Sequence[str], column: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """What is right and what was decided in each row, as indices of labels."""
     known = {label: index for index, label in enumerate(labels)}
     truths = [[known[label] for label in _as_list(rollout.prompt.columns[column])] for rollout in rollouts]

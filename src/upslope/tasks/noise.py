@@ -53,8 +53,9 @@ def misspell(prompts: Sequence[Prompt], *, rate: float, seed: int) -> list[Promp
 
 
 def swap_words(prompts: Sequence[Prompt], *, column: str, rate: float, seed: int) -> list[Prompt]:
-    """The prompts with a share `rate` of the neighbouring pairs of words in their plain text exchanged, each word in one
-    pair at most; the tags of tagged words move with them (an I-X that then follows no X becomes a B-X).
+    """The prompts with neighbouring words of their plain text exchanged, with probability `rate` from left to right.
+
+    A word changes place once at most. Tags move with their words; an I-X that then follows no X becomes a B-X.
 
     Raises: RecipeError for a rate outside 0 to 1.
     """
