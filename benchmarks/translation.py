@@ -41,7 +41,10 @@ def bleu_counts(rows: Sequence[Rollout]) -> np.ndarray:
 def bleu(counts: np.ndarray) -> np.ndarray:
     """Corpus BLEU [m] in [0, 100] of summed counts [m, 10]."""
     return np.array(
-        [BLEU.compute_bleu(row[:4].tolist(), row[4:8].tolist(), int(row[8]), int(row[9]), "exp").score for row in counts]
+        [
+            BLEU.compute_bleu(row[:4].tolist(), row[4:8].tolist(), int(row[8]), int(row[9]), "exp").score
+            for row in counts
+        ]
     )
 
 

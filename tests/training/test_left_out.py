@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import ExitStack
 
 import pytest
 from bandit import bandit_session, pull
@@ -11,6 +12,13 @@ from bandit import bandit_session, pull
 import upslope
 from upslope.errors import DataError
 from upslope.training.gather import gather
+
+
+@pytest.fixture
+def stack():
+    with ExitStack() as stack:
+        yield stack
+
 
 ROWS = [{"words": ["ab", "c"], "tags": ["O", "B-X"]}, {"words": ["abcdefgh"], "tags": ["O"]}] * 2
 QUICK = {

@@ -75,10 +75,10 @@ def load_policy(
     """A policy of a kind (see KINDS) by folder, hub id, embedded name, or one of the tiny random models.
 
     labels: what a classifier or tagger chooses from; empty where the model's own head says it. max_length: tokens that
-    those read. mark_case: have an uncased model read where capitals stood; see case.mark_case. dtype: "float32" or "bfloat16", what is computed in. Weights that are trained stay in float32, for steps
-    smaller than bfloat16's rounding would be lost; with LoRA only the frozen weights are in bfloat16. lora: arguments
-    of peft's LoraConfig, or None. freeze: shell patterns over parameter names. seed decides random weights (tiny
-    models, adapters, new heads).
+    those read. mark_case: have an uncased model read where capitals stood; see case.mark_case. dtype: "float32" or
+    "bfloat16", what is computed in. Weights that are trained stay in float32, for steps smaller than bfloat16's
+    rounding would be lost; with LoRA only the frozen weights are in bfloat16. lora: arguments of peft's LoraConfig, or
+    None. freeze: shell patterns over parameter names. seed decides random weights (tiny models, adapters, new heads).
 
     Raises: ModelError naming what is missing or not loadable.
     """

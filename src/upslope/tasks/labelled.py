@@ -51,7 +51,8 @@ def labelled(
     num_labelled: so many prompts, drawn by the seed with each label as frequent as in the file, are the part
     "labelled", for supervised training; the rest is the part "unlabelled", of which a policy sees no label but the
     reward's answer. label_noise flips that share of the training labels, text_noise misspells that share of the
-    training words, word_noise exchanges that share of neighbouring ones; held-out prompts stay clean. `eval`, split, limit, num_eval and strict are as in `from_file`.
+    training words, word_noise exchanges that share of neighbouring ones; held-out prompts stay clean. `eval`, split,
+    limit, num_eval and strict are as in `from_file`.
 
     Raises: DataError naming file and line for a row without a label, with an unknown one, or with another number of
     labels than words; RecipeError for options that contradict each other.

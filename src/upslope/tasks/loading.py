@@ -107,9 +107,7 @@ def task_of(recipe: Recipe, task: Task | None = None) -> Task:
     if not recipe.reward.functions:
         return task
     metrics = [term for term in task.terms if term.name == task.metric_name]
-    return dataclasses.replace(
-        task, reward=load_terms(recipe.reward.functions), metric=metrics[0] if metrics else None
-    )
+    return dataclasses.replace(task, reward=load_terms(recipe.reward.functions), metric=metrics[0] if metrics else None)
 
 
 def load_terms(specs: Spec | Sequence[Spec]) -> tuple[RewardTerm, ...]:

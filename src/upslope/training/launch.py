@@ -248,9 +248,7 @@ def check_prompts(recipe: Recipe, policy: Policy, task: Task) -> tuple[Task, int
                 f"{max(0, room)}, but sampling.max_new_tokens = {wanted}; shorten it, or leave it out"
             )
 
-    prompts, lost = usable(
-        task.prompts, learnable if recipe.method == "supervised" else answerable, strict=task.strict
-    )
+    prompts, lost = usable(task.prompts, learnable if recipe.method == "supervised" else answerable, strict=task.strict)
     held_out, more = list(task.eval_prompts), Counter[str]()
     if recipe.evaluation.every_steps:
         held_out, more = usable(held_out, answerable, strict=task.strict)
