@@ -11,8 +11,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-BENCH ?= rollout step_grpo step_ppo update memory scaling startup scan soak quickstart gymnasium_ppo \
-	classifier_step spam financial_sentiment ner translation
+BENCH ?= rollout step_grpo step_ppo update memory scaling startup scan soak quickstart gymnasium_ppo classifier_step spam financial_sentiment ner translation
 SEED ?= 0
 export PEERS ?= $(CURDIR)/.venv-peers
 

@@ -17,7 +17,7 @@ CAPITAL, CAPITALS = "\ue000", "\ue001"
 
 def marks_case(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether this is a tokenizer that `mark_case` made."""
-    return {CAPITAL, CAPITALS} <= tokenizer.get_vocab().keys()
+    return all(mark in tokenizer.get_vocab() for mark in (CAPITAL, CAPITALS))
 
 
 def mark_case(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
