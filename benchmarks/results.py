@@ -24,6 +24,7 @@ from harness import FOLDER, GIB, Measured
 RESULTS = FOLDER / "results"
 PAGE = FOLDER.parent / "BENCHMARKS.md"
 Case = dict[str, Any]
+Estimate = tuple[float, float, float]
 _BLOCK = re.compile(r"<!-- results: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 _PER_SIDE = ("name", "min", "max", "tokens_per_s", "peak_bytes", "share", "problem", "versions")
 
@@ -55,6 +56,17 @@ def plain(name: str, upslope: float, peer: float, *, unit: str, peer_name: str) 
     return _empty(name, unit) | found | {"upslope_name": "upslope", "peer_name": peer_name}
 
 
+def learnt(
+    name: str, before: Estimate, after: Estimate, gain: Estimate, *, names: tuple[str, str], unit: str, wanted: str
+) -> Case:
+    """A case of what was learnt: a figure of the peer's (before) and upslope's (after), of which more is better, and
+    the paired difference; each an estimate with the bounds of its 95% interval. wanted: what is aimed at, in words."""
+    case = _empty(name, unit) | {"peer_name": names[0], "upslope_name": names[1], "wanted": wanted}
+    for key, (value, low, high) in {"peer": before, "upslope": after, "gain": gain}.items():
+        case |= {key: value, f"{key}_min": low, f"{key}_max": high}
+    return case
+
+
 def _empty(name: str, unit: str) -> Case:
     figures = dict.fromkeys(("peer", "upslope", "ratio", "ratio_min", "ratio_max", "memory_ratio"))
     return {"name": name, "unit": unit, **figures, **{f"{s}_{k}": None for s in ("upslope", "peer") for k in _PER_SIDE}}
@@ -82,6 +94,19 @@ HEADER = (
     *("case", "upslope", "peer", "unit", "upslope (range)", "peer (range)", "ratio (range)"),
     *("tokens/s", "peak GiB", "memory ratio", "share of ceiling"),
 )
+
+
+LEARNT_HEADER = ("case", "unit", "before", "after", "before [95%]", "after [95%]", "gain, paired [95%]", "wanted")
+
+
+def learnt_row(case: Mapping[str, Any]) -> tuple[str, ...]:
+    """A case of what was learnt as the cells of its table."""
+    digits = 3 if case["upslope_max"] <= 1 else 2
+    figures = (
+        f"{case[key]:.{digits}f} [{case[f'{key}_min']:.{digits}f}, {case[f'{key}_max']:.{digits}f}]"
+        for key in ("peer", "upslope", "gain")
+    )
+    return (case["name"], case["unit"], case["peer_name"], case["upslope_name"], *figures, case["wanted"])
 
 
 def row(case: Mapping[str, Any]) -> tuple[str, ...]:
@@ -119,8 +144,9 @@ def _both(case: Mapping[str, Any], key: str, form: str, scale: float = 1.0) -> s
 
 
 def table(cases: Sequence[Mapping[str, Any]]) -> str:
-    """The cases as a Markdown table."""
-    lines = [HEADER, ("---",) * len(HEADER), *(row(case) for case in cases)]
+    """The cases, all of speed or all of what was learnt, as a Markdown table."""
+    header, cells_of = (LEARNT_HEADER, learnt_row) if "gain" in cases[0] else (HEADER, row)
+    lines = [header, ("---",) * len(header), *(cells_of(case) for case in cases)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 

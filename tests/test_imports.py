@@ -115,6 +115,15 @@ def test_mathematics_imports_torch_only():
             assert outer <= {"torch"}, path
 
 
+def test_only_policies_and_engines_know_the_kinds_of_policy():
+    """A batch is a list of decisions, whatever the model: nothing that learns or measures names a kind of policy."""
+    kinds = ("CausalPolicy", "ClassifierPolicy", "Seq2SeqPolicy", "SinglePassPolicy", "TaggerPolicy")
+    blind = {"records", "estimators", "losses", "tasks", "evaluation", "training", "report"}
+    texts = {path: (ROOT / path).read_text() for path in INNER if part_of(path) in blind}
+    assert len(texts) > 40
+    assert not [path for path, text in texts.items() if any(kind in text for kind in kinds)]
+
+
 def test_optional_dependencies_are_imported_in_one_module_inside_a_function():
     for path, tree in MODULES.items():
         for line, name in imports(tree):

@@ -62,11 +62,13 @@ class LoraSettings(_Section):
 
 
 class ModelSettings(_Section):
-    """Which model, what kind of policy it is, and how it is held. max_length: tokens a classifier or tagger reads."""
+    """Which model, what kind of policy it is, and how it is held. max_length: tokens a classifier or tagger reads;
+    mark_case: an uncased model reads where capitals stood."""
 
     name: str = "smollm2-135m-instruct"
     kind: Literal["causal", "seq2seq", "classifier", "tagger"] = "causal"
     max_length: PositiveInt | None = None
+    mark_case: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
     critic: Literal["head", "separate"] = "head"
@@ -88,9 +90,11 @@ class TaskSettings(_Section):
 
 
 class RewardSettings(_Section):
-    """How rewards are computed. Functions given here (names, or tables with weight and options) replace the task's."""
+    """How rewards are computed. Functions given here (names, or tables with weight and options) replace the task's.
+    noise_std: of Gaussian noise put into training's scores on purpose."""
 
     functions: tuple[str | dict[str, Any], ...] = ()
+    noise_std: NonNegativeFloat = 0.0
     timeout_s: PositiveFloat = 30.0
     isolation: Literal["process", "none"] = "process"
 

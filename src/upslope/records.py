@@ -23,13 +23,20 @@ class Prompt:
 
     id is stable across runs: with the seed it decides the random numbers of the prompt's samples. content is
     plain text or a chat (messages of role and content). tokens is empty until a policy encodes the prompt.
-    columns holds the remaining fields of the data line (the answer, say), handed to reward functions by name.
+    columns holds the remaining fields of the data line (the answer, say), handed to reward functions by name. origin
+    is the file and line it was read from, where it was.
     """
 
     id: int
     content: str | tuple[Message, ...]
     columns: Mapping[str, Any] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
+    origin: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """What messages call the prompt: `prompt 7 (train.jsonl:8)`."""
+        return f"prompt {self.id} ({self.origin})" if self.origin else f"prompt {self.id}"
 
     @property
     def text(self) -> str:

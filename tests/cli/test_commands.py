@@ -208,7 +208,7 @@ def test_evaluate_reports_the_metric_with_its_interval(upslope, trained):
     status, out, _ = upslope("evaluate", trained, "--json", "--num-prompts", "5")
     found = json.loads(out)
     assert status == 0
-    assert {"metric", "mean", "low", "high", "prompts", "failed"} == found.keys()
+    assert {"metric", "mean", "low", "high", "prompts", "failed", "cut", "skipped"} == found.keys()
     assert (found["metric"], found["prompts"], found["failed"]) == ("correct", 5, 0)
     assert found["low"] <= found["mean"] <= found["high"]
     assert found["high"] - found["low"] > 0.2

@@ -34,11 +34,13 @@ def run_recipe(path, folder, **overrides):
         request_data()
         overrides |= {"task.options.limit": 300 if "num_labelled" in recipe.task.options else 8}
         overrides |= {"task.options.num_eval": 4, "task.options.strict": False}
+        overrides |= {"task.options.num_labelled": 200} if "num_labelled" in recipe.task.options else {}
     if path.stem == "summary":  # the tiny model's characters are more than its context holds
         overrides |= {
             f"task.options.{name}": str(short(recipe.task.options[name], folder)) for name in ("path", "eval")
         }
         overrides |= {"task.options.system": "none"}
+    overrides |= {"model.mark_case": False}  # the tiny models know capitals
     overrides = {"model.name": TINY[recipe.model.kind], **SMALL, "run.folder": str(folder), **overrides}
     return launch(upslope.Recipe.load(path, overrides))
 

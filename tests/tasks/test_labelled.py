@@ -106,6 +106,21 @@ def test_noisy_tags_are_still_bio(tmp_path):
             assert not tag.startswith("I-") or before in (f"B-{tag[2:]}", tag)
 
 
+def test_words_change_places_with_their_tags(tmp_path):
+    """Rate 1 exchanges every pair; an I-X moved before its B-X becomes a B-X; rate 0.2 moves a fifth of pairs."""
+    task = labelled(write(tmp_path / "s.jsonl", SENTENCES), text="tokens", label="tags", word_noise=1.0)
+    assert task.prompts[0].columns == {"words": ["Lee", "Ann", "ran"], "tags": ["B-PER", "B-PER", "O"]}
+    assert task.prompts[0].content == "Lee Ann ran"
+    assert task.prompts[1].columns == {"words": ["Rome", "In"], "tags": ["B-LOC", "O"]}
+    text = " ".join(map(str, range(10_000)))
+    source = write(tmp_path / "t.jsonl", [{"text": text, "label": "a"}])
+    words = labelled(source, word_noise=0.2).prompts[0].content.split()
+    assert sorted(words, key=int) == text.split()
+    moved = sum(word != str(place) for place, word in enumerate(words)) / 2
+    # a renewal process: a pair takes two places, any other draw one, so 10,000 / 1.2 draws of probability 0.2
+    assert moved == pytest.approx(10_000 / 1.2 * 0.2, abs=5 * (10_000 / 1.2 * 0.2 * 0.8) ** 0.5)
+
+
 def _words(new, old):
     return zip(new.split(" "), old.split(" "), strict=True)
 

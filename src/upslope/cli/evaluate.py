@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from upslope.evaluation.labels import F1Table, LabelReport
 
 _SHOWN = 8
-"""Confusions printed; the file has all."""
+"""Confusions and errors printed; the file has more."""
 
 
 def evaluate(
@@ -72,6 +72,10 @@ def evaluate(
         f"{len(measured.values)} prompts" + (f", {failed} could not be scored" if failed else ""),
         markup=False,
     )
+    if result.cut:
+        console.print(f"{result.cut} prompts are longer than what the model reads: their ends were cut")
+    for reason, count in result.skipped.items():
+        console.print(f"{count} left out: {reason}", markup=False)
     if plan is not None:
         console.print(
             f"to find a difference of {plan.effect:g} between two models in {plan.power:.0%} of comparisons: "
@@ -96,6 +100,10 @@ def _show(console: Console, report: LabelReport) -> None:
     ]
     for count, right, decided in sorted(pairs, reverse=True)[:_SHOWN]:
         console.print(f"  {count:>5} times {decided} where {right} is right", markup=False)
+    for error in report.errors[:_SHOWN]:
+        where = error["text"] if error["word"] is None else f"{error['word']} in {error['text']}"
+        sure = f"{error['confidence']:.2f} sure of {error['decided']} where {error['right']} is right"
+        console.print(f"  {sure}: {where}", markup=False)
     console.print(f"expected calibration error {report.calibration.expected_error:.3f}")
 
 

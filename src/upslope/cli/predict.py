@@ -16,6 +16,7 @@ def predict(
     file: Annotated[Path, typer.Argument(help="Prompts: JSONL, CSV, TSV or Parquet.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; standard output by default.")] = None,
     prompt: Annotated[str, typer.Option(help="The column that holds the text, or the list of words.")] = "text",
+    strict: Annotated[bool, typer.Option(help="What cannot be read is an error, else skipped and counted.")] = True,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Write a model's most likely answer to each prompt of a file, one JSON object a line."""
@@ -25,15 +26,17 @@ def predict(
     from upslope.evaluation.evaluate import policy_to_sample, sampling_of, source_and_recipe
     from upslope.recipe import Recipe
     from upslope.report.run import write_text
+    from upslope.tasks.prompts import usable
     from upslope.tasks.readers import read_prompts
 
     source, recipe = source_and_recipe(model)
     settings = recipe or Recipe.resolve({})
-    prompts, _ = read_prompts(file, prompt=prompt)
+    prompts, skipped = read_prompts(file, prompt=prompt, strict=strict)
     policy = policy_to_sample(source, settings, seed=seed)
     engine = engine_for(policy, settings.engine.model_dump())
     engine.load(policy, version=0)
     greedy = dataclasses.replace(sampling_of(settings), temperature=0.0)
+    prompts, lost = usable(prompts, policy.encode, strict=strict)
     rollouts = engine.sample([policy.encode(p) for p in prompts], group_size=1, sampling=greedy, seed=seed)
     lines = [
         json.dumps(
@@ -43,9 +46,13 @@ def predict(
         )
         for rollout in rollouts
     ]
-    text = "\n".join(lines) + "\n"
+    text, said = "\n".join(lines) + "\n", Console(stderr=True, highlight=False)
+    for reason, count in {**skipped, **lost}.items():
+        said.print(f"{count} left out: {reason}", markup=False)
+    if cut := sum(policy.cuts(p) for p in prompts):
+        said.print(f"{cut} prompts are longer than what the model reads: their ends were cut")
     if out is None:
         typer.echo(text, nl=False)
         return
     write_text(out, text)
-    Console(stderr=True, highlight=False).print(f"{len(lines)} predictions in {out}", markup=False)
+    said.print(f"{len(lines)} predictions in {out}", markup=False)

@@ -43,12 +43,14 @@ def examine(findings: Findings, path: Path, overrides: Mapping[str, Any], *, pro
     if task is None or policy is None or engine is None:
         findings.add("dry step", "warning", "batch, forecast and dry step were left out", "mend the errors above first")
         return
-    room = findings.result("batch", lambda: _room(findings, recipe, policy, task))
-    fits = room and findings.result("forecast", lambda: _fits(findings, recipe, policy, engine, task, runtime))
+    usable = findings.result("batch", lambda: _usable(findings, recipe, policy, task))
+    if usable is None:
+        return
+    fits = findings.result("forecast", lambda: _fits(findings, recipe, policy, engine, usable, runtime))
     if recipe.method == "policy_gradient" and fits:
         few = prompts or min(recipe.training.prompts_per_step, -(-_ROWS // recipe.algorithm.group_size))
         with findings.check("dry step"):
-            examine_step(findings, recipe, dry_step(recipe, policy, engine, task, prompts=few))
+            examine_step(findings, recipe, dry_step(recipe, policy, engine, usable, prompts=few))
 
 
 def _recipe(findings: Findings, path: Path, overrides: Mapping[str, Any]) -> Recipe:
@@ -112,13 +114,16 @@ def _load(findings: Findings, recipe: Recipe, policy: CausalPolicy, task: Task) 
     return load
 
 
-def _room(findings: Findings, recipe: Recipe, policy: Policy, task: Task) -> bool:
-    """Whether every prompt leaves room for its answer; how many are cut."""
-    cut = check_prompts(recipe, policy, task)
+def _usable(findings: Findings, recipe: Recipe, policy: Policy, task: Task) -> Task:
+    """The task's prompts that leave room for their answer; how many do not, and how many are cut."""
+    usable, cut = check_prompts(recipe, policy, task)
+    if lost := sum(usable.skipped.values()) - sum(task.skipped.values()):
+        mend = "shorten them, or remove them"
+        findings.add("batch", "warning", f"{lost} prompts are left out, which the model cannot read or write", mend)
     if cut:
         mend = "raise model.max_length where the model can read more"
         findings.add("batch", "warning", f"{cut} texts are longer than what is read: their ends are cut", mend)
-    return True
+    return usable
 
 
 def _fits(findings: Findings, recipe: Recipe, policy: Policy, engine: Engine, task: Task, runtime: int) -> bool:

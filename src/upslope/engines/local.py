@@ -143,12 +143,12 @@ def check_context(policy: Writer, prompts: Sequence[Prompt], sampling: Sampling)
     """Raises: ModelError for a prompt that is not encoded, or that leaves no room in the model's context."""
     empty = next((prompt for prompt in prompts if not prompt.tokens), None)
     if empty is not None:
-        raise ModelError(f"prompt {empty.id} has no tokens; give prompts as policy.encode(prompt) returns them")
+        raise ModelError(f"{empty.name} has no tokens; give prompts as policy.encode(prompt) returns them")
     for prompt in prompts:
         room = policy.room(prompt)
         if room is not None and sampling.max_new_tokens > room:
             raise ModelError(
-                f"prompt {prompt.id} has {len(prompt.tokens)} tokens, after which the model's context has room for "
+                f"{prompt.name} has {len(prompt.tokens)} tokens, after which the model's context has room for "
                 f"{max(0, room)}, but max_new_tokens = {sampling.max_new_tokens}"
             )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,22 @@ from upslope.rewards import Scorer
 from upslope.search.beam import BeamEngine
 from upslope.tasks import Task, task_of
 from upslope.tasks.loading import IN_MEMORY
+from upslope.tasks.prompts import usable
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The metric's mean with its interval, and everything measured; of labels, how well each is chosen."""
+    """The metric's mean with its interval, and everything measured; of labels, how well each is chosen.
+
+    cut counts prompts that lost their end, being longer than what the model reads; skipped those left out, by reason.
+    """
 
     metric: str
     interval: Interval
     measurement: Measurement
     labels: LabelReport | None = None
+    cut: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     def plan(self, effect: float, *, power: float = 0.8) -> Plan:
         """How many prompts it takes to find such a difference between two models like this one."""
@@ -44,6 +51,7 @@ class Evaluation:
         bounds = {"mean": self.interval.estimate, "low": self.interval.low, "high": self.interval.high}
         measured = self.measurement
         summary = {"metric": self.metric, **bounds, "prompts": len(measured.values), "failed": measured.num_failed}
+        summary |= {"cut": self.cut, "skipped": dict(self.skipped)}
         return summary | ({} if self.labels is None else {"labels": dataclasses.asdict(self.labels)})
 
 
@@ -81,14 +89,15 @@ def evaluate(
     if beams is not None:
         engine = BeamEngine(width=beams, length_penalty=length_penalty)
     engine.load(policy, version=0)
-    reward = settings.reward
+    prompts, lost = usable(prompts, policy.encode, strict=task.strict)
+    encoded, reward = [policy.encode(prompt) for prompt in prompts], settings.reward
     with Scorer(task.terms, timeout_s=reward.timeout_s, isolation=reward.isolation) as scorer:
-        encoded = [policy.encode(prompt) for prompt in prompts]
         measured = measure(engine, encoded, scorer, metric=task.metric_name, sampling=sampling, seed=seed)
     labels = None
     if task.labels and task.label_column is not None:
         labels = label_report(measured.rollouts, labels=task.labels, column=task.label_column)
-    return Evaluation(task.metric_name, mean_interval(list(measured.values.values())), measured, labels)
+    cut, skipped = sum(policy.cuts(prompt) for prompt in prompts), Counter(task.skipped) + lost
+    return Evaluation(task.metric_name, mean_interval(list(measured.values.values())), measured, labels, cut, skipped)
 
 
 def source_and_recipe(model: str | Path | Run) -> tuple[str, Recipe | None]:
@@ -109,6 +118,7 @@ def policy_to_sample(source: str, recipe: Recipe, *, labels: Sequence[str] = (),
         kind=recipe.model.kind,
         labels=labels,
         max_length=recipe.model.max_length,
+        mark_case=recipe.model.mark_case,
         critic=None,
         keep_reference=False,
         dtype=recipe.model.dtype,

@@ -76,9 +76,7 @@ def label_report(
     scored = [rollout for rollout in rollouts if rollout.actions]
     if not scored:
         raise DataError("there are no decisions to report on")
-    known = {label: index for index, label in enumerate(labels)}
-    truths = [[known[label] for label in _as_list(rollout.prompt.columns[column])] for rollout in scored]
-    pairs = [(np.array(truth), np.array(rollout.actions)) for truth, rollout in zip(truths, scored, strict=True)]
+    pairs = _pairs(scored, labels, column)
     confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
     for truth, decided in pairs:
         np.add.at(confusion, (truth, decided), 1)
@@ -86,7 +84,7 @@ def label_report(
     sure = [_confidence(rollout) for rollout in scored]
     return LabelReport(
         labels=tuple(labels),
-        table=f1_table(_decision_counts(pairs, len(labels)), labels, seed=seed),
+        table=f1_table(decision_counts(scored, labels=labels, column=column), labels, seed=seed),
         entities=_entity_table(scored, column, seed) if tagged else None,
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         calibration=calibration(np.concatenate(sure), np.concatenate([t == d for t, d in pairs])),
@@ -147,28 +145,44 @@ def _f1(counts: np.ndarray) -> np.ndarray:
     return _ratio(2.0 * counts[..., 0], counts[..., 1] + counts[..., 2])
 
 
-def _decision_counts(pairs: Sequence[tuple[np.ndarray, np.ndarray]], classes: int) -> np.ndarray:
-    counts = np.zeros((len(pairs), classes, 3))
-    for row, (truth, decided) in enumerate(pairs):
+def decision_counts(rollouts: Sequence[Rollout], *, labels: Sequence[str], column: str) -> np.ndarray:
+    """Counts [n, K, 3] of each row's decisions by label: found and right, found, there; what `f1_table` takes."""
+    counts = np.zeros((len(rollouts), len(labels), 3))
+    for row, (truth, decided) in enumerate(_pairs(rollouts, labels, column)):
         np.add.at(counts[row, :, 0], truth[truth == decided], 1)
         np.add.at(counts[row, :, 1], decided, 1)
         np.add.at(counts[row, :, 2], truth, 1)
     return counts
 
 
-def _entity_table(rollouts: Sequence[Rollout], column: str, seed: int) -> F1Table:
-    """Scores of whole spans by type, as seqeval counts them: right when type, beginning and end are."""
+def span_counts(rollouts: Sequence[Rollout], *, column: str) -> tuple[np.ndarray, list[str]]:
+    """Counts [n, K, 3] of each row's spans by type, and the types [K], by seqeval's definition.
+
+    A span is right when type, beginning and end are.
+    """
     spans = [
         (set(find_spans(rollout.prompt.columns[column])), set(find_spans(rollout.text.split()))) for rollout in rollouts
     ]
     types = sorted({span[0] for both in spans for one in both for span in one})
-    if not types:
-        return F1Table((), Interval(0.0, 0.0, 0.0), Interval(0.0, 0.0, 0.0))
     counts = np.zeros((len(spans), len(types), 3))
     for row, (there, found) in enumerate(spans):
         for which, chosen in enumerate((there & found, found, there)):
             for name, count in Counter(span[0] for span in chosen).items():
                 counts[row, types.index(name), which] = count
+    return counts, types
+
+
+def _pairs(rollouts: Sequence[Rollout], labels: Sequence[str], column: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What is right and what was decided in each row, as indices of labels."""
+    known = {label: index for index, label in enumerate(labels)}
+    truths = [[known[label] for label in _as_list(rollout.prompt.columns[column])] for rollout in rollouts]
+    return [(np.array(truth), np.array(rollout.actions)) for truth, rollout in zip(truths, rollouts, strict=True)]
+
+
+def _entity_table(rollouts: Sequence[Rollout], column: str, seed: int) -> F1Table:
+    counts, types = span_counts(rollouts, column=column)
+    if not types:
+        return F1Table((), Interval(0.0, 0.0, 0.0), Interval(0.0, 0.0, 0.0))
     return f1_table(counts, types, seed=seed)
 
 

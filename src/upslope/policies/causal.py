@@ -74,11 +74,11 @@ class CausalPolicy(TransformersPolicy):
         """
         encoded = self.encode(prompt)
         actions = encode_completion(self.tokenizer, prompt, completion)
-        check_known(f"the completion of prompt {prompt.id}", actions, self._vocabulary)
+        check_known(f"the completion of {prompt.name}", actions, self._vocabulary)
         room = self.room(encoded)
         if room is not None and len(actions) > room:
             raise DataError(
-                f"prompt {prompt.id} and its completion have {len(encoded.tokens) + len(actions)} tokens, which "
+                f"{prompt.name} and its completion have {len(encoded.tokens) + len(actions)} tokens, which "
                 f"exceeds the model's context of {self.context_length}; shorten it or leave it out"
             )
         return self.row(encoded, actions, (0.0,) * len(actions), text=completion, stop_reason="eos")

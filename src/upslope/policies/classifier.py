@@ -29,7 +29,7 @@ class ClassifierPolicy(SinglePassPolicy):
         """The prompt with its text's tokens, cut at max_length. Raises: DataError for a text without tokens."""
         ids = self.tokenizer(prompt.text, truncation=True, max_length=self.max_length)["input_ids"]
         if not ids:
-            raise DataError(f"prompt {prompt.id} has no tokens, so there is nothing to classify")
+            raise DataError(f"{prompt.name} has no tokens, so there is nothing to classify")
         return self._known(dataclasses.replace(prompt, tokens=tuple(int(i) for i in ids)))
 
     def cuts(self, prompt: Prompt) -> bool:

@@ -22,6 +22,8 @@ from transformers import (
 )
 
 from upslope.errors import DependencyError, ModelError
+from upslope.policies.case import mark_case as marked
+from upslope.policies.case import marks_case
 from upslope.policies.causal import CausalPolicy
 from upslope.policies.classifier import ClassifierPolicy
 from upslope.policies.embedded import EMBEDDED, fetch
@@ -60,6 +62,7 @@ def load_policy(
     kind: str = "causal",
     labels: Sequence[str] = (),
     max_length: int | None = None,
+    mark_case: bool = False,
     critic: str | None,
     keep_reference: bool,
     dtype: str,
@@ -72,10 +75,10 @@ def load_policy(
     """A policy of a kind (see KINDS) by folder, hub id, embedded name, or one of the tiny random models.
 
     labels: what a classifier or tagger chooses from; empty where the model's own head says it. max_length: tokens that
-    those read. dtype: "float32" or "bfloat16", what is computed in. Weights that are trained stay in float32, for steps
-    smaller than bfloat16's rounding would be lost; with LoRA only the frozen weights are in bfloat16. lora: arguments
-    of peft's LoraConfig, or None. freeze: shell patterns over parameter names. seed decides random weights (tiny
-    models, adapters, new heads).
+    those read. mark_case: have an uncased model read where capitals stood; see case.mark_case. dtype: "float32" or
+    "bfloat16", what is computed in. Weights that are trained stay in float32, for steps smaller than bfloat16's
+    rounding would be lost; with LoRA only the frozen weights are in bfloat16. lora: arguments of peft's LoraConfig, or
+    None. freeze: shell patterns over parameter names. seed decides random weights (tiny models, adapters, new heads).
 
     Raises: ModelError naming what is missing or not loadable.
     """
@@ -84,6 +87,8 @@ def load_policy(
         torch.manual_seed(seed)
         stored = torch.bfloat16 if dtype == "bfloat16" and lora is not None else torch.float32
         model, tokenizer = load_model(name, dtype=stored, kind=kind, labels=labels)
+        if mark_case and not marks_case(tokenizer):
+            tokenizer = marked(tokenizer)
         model.to(device)
         if lora is not None:
             model = _with_lora(model, lora, found.peft_task)

@@ -77,9 +77,9 @@ class Seq2SeqPolicy(TransformersPolicy):
         ids = self.tokenizer(prompt.text, verbose=False)["input_ids"]
         limit = self.context_length
         if not ids:
-            raise DataError(f"prompt {prompt.id} has no tokens to read")
+            raise DataError(f"{prompt.name} has no tokens to read")
         if limit is not None and len(ids) > limit:
-            raise DataError(f"prompt {prompt.id} has {len(ids)} tokens, which exceeds the {limit} that the model reads")
+            raise DataError(f"{prompt.name} has {len(ids)} tokens, which exceeds the {limit} that the model reads")
         return self._known(dataclasses.replace(prompt, tokens=tuple(int(i) for i in ids)))
 
     def room(self, prompt: Prompt) -> int | None:  # noqa: ARG002 - the source takes none of it
@@ -92,7 +92,7 @@ class Seq2SeqPolicy(TransformersPolicy):
         Raises: DataError where there is no text, or it is longer than the decoder writes.
         """
         if not isinstance(completion, str) or not completion:
-            raise DataError(f"the completion of prompt {prompt.id} is {completion!r}, which is no text to learn from")
+            raise DataError(f"the completion of {prompt.name} is {completion!r}, which is no text to learn from")
         written = tuple(int(i) for i in self.tokenizer(text_target=completion, verbose=False)["input_ids"])
         forced = self.start[1:]
         actions = written[len(forced) :] if written[: len(forced)] == forced else written
@@ -101,7 +101,7 @@ class Seq2SeqPolicy(TransformersPolicy):
         room = self.room(prompt)
         if room is not None and len(actions) > room:
             raise DataError(
-                f"the completion of prompt {prompt.id} has {len(actions)} tokens, which exceeds the {room} that the "
+                f"the completion of {prompt.name} has {len(actions)} tokens, which exceeds the {room} that the "
                 "model's decoder writes; shorten it or leave it out"
             )
         encoded = self.encode(prompt)

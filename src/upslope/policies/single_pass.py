@@ -104,7 +104,7 @@ class SinglePassPolicy(TransformersPolicy, ABC):
             if label not in known:
                 _unknown(prompt, label, self.labels)
         if len(wanted) != len(blank.actions):
-            raise DataError(f"prompt {prompt.id} has {len(wanted)} labels for {len(blank.actions)} decisions")
+            raise DataError(f"{prompt.name} has {len(wanted)} labels for {len(blank.actions)} decisions")
         actions = [known[label] for label in wanted]
         self._check_order(prompt, wanted, actions)
         return self.filled(blank, actions)
@@ -116,7 +116,7 @@ class SinglePassPolicy(TransformersPolicy, ABC):
             if not self.transitions[before, action]:
                 after = f"after {labels[place - 1]!r}" if place else "at its beginning"
                 raise DataError(
-                    f"prompt {prompt.id} has {labels[place]!r} {after}, but I- goes on with an entity that B- began"
+                    f"{prompt.name} has {labels[place]!r} {after}, but I- goes on with an entity that B- began"
                 )
 
     def micro_batches(self, batch: Batch, *, max_tokens: int) -> list[Tensor]:
@@ -210,4 +210,4 @@ def _equal(batch: Batch) -> list[list[int]]:
 
 def _unknown(prompt: Prompt, label: Any, labels: Sequence[str]) -> NoReturn:
     known = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
-    raise DataError(f"prompt {prompt.id} has the label {label!r}, which is none of the model's {len(labels)}: {known}")
+    raise DataError(f"{prompt.name} has the label {label!r}, which is none of the model's {len(labels)}: {known}")

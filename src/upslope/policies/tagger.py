@@ -32,11 +32,11 @@ class TaggerPolicy(SinglePassPolicy):
         Raises: DataError for a prompt without words, with a word of which the tokenizer leaves nothing, or too long.
         """
         if not words_of(prompt):
-            raise DataError(f"prompt {prompt.id} has no words, so there is nothing to tag")
+            raise DataError(f"{prompt.name} has no words, so there is nothing to tag")
         tokens, _ = self._pieces(prompt)
         if len(tokens) > self.max_length:
             raise DataError(
-                f"prompt {prompt.id} has {len(tokens)} tokens, which exceeds the {self.max_length} that are read "
+                f"{prompt.name} has {len(tokens)} tokens, which exceeds the {self.max_length} that are read "
                 "(model.max_length, or the model's context); cut it into sentences"
             )
         return self._known(dataclasses.replace(prompt, tokens=tokens))
@@ -87,9 +87,9 @@ def _first_pieces(prompt: Prompt, words: Sequence[str], offsets: Sequence[tuple[
         while place < len(offsets) and offsets[place][1] <= start:
             place += 1
         if place == len(offsets) or offsets[place][0] >= end:
-            raise DataError(f"prompt {prompt.id} has the word {word!r}, of which the tokenizer leaves no token")
+            raise DataError(f"{prompt.name} has the word {word!r}, of which the tokenizer leaves no token")
         if found and found[-1] == place:
-            raise DataError(f"prompt {prompt.id} has the word {word!r}, which the tokenizer joins to the one before it")
+            raise DataError(f"{prompt.name} has the word {word!r}, which the tokenizer joins to the one before it")
         found.append(place)
         start = end + 1
     return tuple(found)

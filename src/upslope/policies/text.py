@@ -22,7 +22,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Prompt:
     plain = isinstance(prompt.content, str)
     ids = tokenizer(prompt.content)["input_ids"] if plain else _encode_chat(tokenizer, prompt)
     if not ids:
-        raise DataError(f"prompt {prompt.id} has no tokens; a causal model needs at least one to start from")
+        raise DataError(f"{prompt.name} has no tokens; a causal model needs at least one to start from")
     return dataclasses.replace(prompt, tokens=tuple(int(i) for i in ids))
 
 
@@ -32,7 +32,7 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, comple
     Raises: DataError when it is no text, ModelError when the tokenizer has no end of sequence.
     """
     if not isinstance(completion, str) or not completion:
-        raise DataError(f"the completion of prompt {prompt.id} is {completion!r}, which is no text to learn from")
+        raise DataError(f"the completion of {prompt.name} is {completion!r}, which is no text to learn from")
     if tokenizer.eos_token_id is None:
         raise ModelError("the tokenizer has no end-of-sequence token, so no completion can be ended")
     ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
@@ -72,12 +72,12 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
 
 def _encode_chat(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Sequence[int]:
     if tokenizer.chat_template is None:
-        raise DataError(f"prompt {prompt.id} is a chat but the model has no chat template; give plain text instead")
+        raise DataError(f"{prompt.name} is a chat but the model has no chat template; give plain text instead")
     messages = [dict(message) for message in cast(Sequence[Message], prompt.content)]
     try:
         ids: Sequence[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     except Exception as error:  # a template is a (sandboxed) program of the model's author
-        raise DataError(f"prompt {prompt.id} is refused by the model's chat template: {error}") from error
+        raise DataError(f"{prompt.name} is refused by the model's chat template: {error}") from error
     return ids
 
 

@@ -191,7 +191,7 @@ class TransformersPolicy:
 
     def _known(self, prompt: Prompt) -> Prompt:
         """The encoded prompt. Raises: ModelError for a token beyond the model's vocabulary."""
-        check_known(f"prompt {prompt.id}", prompt.tokens, self._vocabulary)
+        check_known(f"{prompt.name}", prompt.tokens, self._vocabulary)
         return prompt
 
     def _precision(self) -> AbstractContextManager[Any]:

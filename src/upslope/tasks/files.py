@@ -50,4 +50,5 @@ def from_file(
         eval_prompts=held_out,
         name=Path(path).stem,
         skipped=Counter(skipped) + Counter(lost),
+        strict=strict,
     )

@@ -12,7 +12,7 @@ from upslope.errors import DataError, RecipeError
 from upslope.records import Prompt
 from upslope.rewards.rules import exact_match
 from upslope.rewards.spans import span_f1
-from upslope.tasks.noise import flip_labels, misspell
+from upslope.tasks.noise import flip_labels, misspell, swap_words
 from upslope.tasks.prompts import EVAL_IDS, UnusableError
 from upslope.tasks.readers import read_prompts
 from upslope.tasks.task import Reward, Task
@@ -38,6 +38,7 @@ def labelled(
     part: Part = "all",
     label_noise: float = 0.0,
     text_noise: float = 0.0,
+    word_noise: float = 0.0,
     seed: int = 0,
     name: str | None = None,
 ) -> Task:
@@ -50,7 +51,8 @@ def labelled(
     num_labelled: so many prompts, drawn by the seed with each label as frequent as in the file, are the part
     "labelled", for supervised training; the rest is the part "unlabelled", of which a policy sees no label but the
     reward's answer. label_noise flips that share of the training labels, text_noise misspells that share of the
-    training words; held-out prompts stay clean. `eval`, split, limit, num_eval and strict are as in `from_file`.
+    training words, word_noise exchanges that share of neighbouring ones; held-out prompts stay clean. `eval`, split,
+    limit, num_eval and strict are as in `from_file`.
 
     Raises: DataError naming file and line for a row without a label, with an unknown one, or with another number of
     labels than words; RecipeError for options that contradict each other.
@@ -65,6 +67,7 @@ def labelled(
         held_out, lost = read_prompts(eval, split=eval_split, limit=num_eval, first_id=EVAL_IDS, **how)
     chosen = _part(prompts, label, count=num_labelled, part=part, seed=seed)
     noisy = flip_labels(chosen, column=label, labels=known, rate=label_noise, seed=seed)
+    noisy = swap_words(noisy, column=label, rate=word_noise, seed=seed)
     right = span_f1(label) if isinstance(prompts[0].columns[label], list) else exact_match(label)
     return Task(
         prompts=misspell(noisy, rate=text_noise, seed=seed),
@@ -75,6 +78,7 @@ def labelled(
         labels=known,
         label_column=label,
         skipped=Counter(skipped) + Counter(lost),
+        strict=strict,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import sys
@@ -106,16 +107,7 @@ def task_of(recipe: Recipe, task: Task | None = None) -> Task:
     if not recipe.reward.functions:
         return task
     metrics = [term for term in task.terms if term.name == task.metric_name]
-    return Task(
-        prompts=task.prompts,
-        reward=load_terms(recipe.reward.functions),
-        metric=metrics[0] if metrics else None,
-        eval_prompts=task.eval_prompts,
-        name=task.name,
-        labels=task.labels,
-        label_column=task.label_column,
-        skipped=task.skipped,
-    )
+    return dataclasses.replace(task, reward=load_terms(recipe.reward.functions), metric=metrics[0] if metrics else None)
 
 
 def load_terms(specs: Spec | Sequence[Spec]) -> tuple[RewardTerm, ...]:

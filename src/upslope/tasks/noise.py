@@ -52,6 +52,40 @@ def misspell(prompts: Sequence[Prompt], *, rate: float, seed: int) -> list[Promp
     return [noisy(prompt) for prompt in prompts] if rate else list(prompts)
 
 
+def swap_words(prompts: Sequence[Prompt], *, column: str, rate: float, seed: int) -> list[Prompt]:
+    """The prompts with neighbouring words of their plain text exchanged, with probability `rate` from left to right.
+
+    A word changes place once at most. Tags move with their words; an I-X that then follows no X becomes a B-X.
+
+    Raises: RecipeError for a rate outside 0 to 1.
+    """
+    _check_rate("word_noise", rate)
+
+    def noisy(prompt: Prompt) -> Prompt:
+        if not isinstance(prompt.content, str):
+            return prompt
+        words = prompt.columns.get("words")
+        order = _exchanged(len(words or prompt.content.split(" ")), rate, Random(f"{seed}/words/{prompt.id}"))
+        new = [(words or prompt.content.split(" "))[place] for place in order]
+        columns = dict(prompt.columns)
+        if words:
+            columns |= {"words": new, column: _begun([columns[column][place] for place in order])}
+        return dataclasses.replace(prompt, content=" ".join(new), columns=columns)
+
+    return [noisy(prompt) for prompt in prompts] if rate else list(prompts)
+
+
+def _exchanged(count: int, rate: float, random: Random) -> list[int]:
+    """Places 0 ... count - 1, some neighbours exchanged."""
+    order, place = list(range(count)), 0
+    while place + 1 < count:
+        if random.random() < rate:
+            order[place : place + 2] = reversed(order[place : place + 2])
+            place += 1
+        place += 1
+    return order
+
+
 def _begun(tags: Sequence[str]) -> list[str]:
     """BIO tags whose every entity begins with a B-."""
     begun: list[str] = []

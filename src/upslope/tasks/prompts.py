@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from upslope.errors import DataError
@@ -10,6 +12,8 @@ from upslope.records import Message, Prompt
 
 EVAL_IDS = 1_000_000_000
 """Ids of held-out prompts start here, so that none shares its random numbers with a training prompt."""
+
+_LOG = logging.getLogger(__name__)
 
 
 class UnusableError(ValueError):
@@ -39,8 +43,37 @@ def as_prompts(
     return prompts
 
 
+def usable(
+    prompts: Iterable[Prompt], check: Callable[[Prompt], Any], *, strict: bool
+) -> tuple[list[Prompt], Counter[str]]:
+    """The prompts that pass a check (a policy's, say), and how many do not, by reason.
+
+    Raises: the check's own DataError where strict.
+    """
+    passed: list[Prompt] = []
+    lost: Counter[str] = Counter()
+    for prompt in prompts:
+        try:
+            check(prompt)
+            passed.append(prompt)
+        except DataError as error:
+            if strict:
+                raise
+            if not lost:
+                _LOG.warning("%s; such prompts are skipped and counted", error)
+            lost["what the model cannot read or write"] += 1
+    return passed, lost
+
+
 def make_prompt(
-    record: Mapping[str, Any], id: int, *, column: str, completion: str | None, chat: bool, system: str | None
+    record: Mapping[str, Any],
+    id: int,
+    *,
+    column: str,
+    completion: str | None,
+    chat: bool,
+    system: str | None,
+    origin: str = "",
 ) -> Prompt:
     """One record as a Prompt; what is not the prompt becomes its columns.
 
@@ -59,7 +92,8 @@ def make_prompt(
     if isinstance(content, list | tuple) and content and all(isinstance(word, str) for word in content):
         columns["words"], content = list(content), " ".join(content)
     _take_completion(columns, completion)
-    return Prompt(id=id, content=_content(content, column, chat=chat, system=system), columns=columns)
+    content = _content(content, column, chat=chat, system=system)
+    return Prompt(id=id, content=content, columns=columns, origin=origin)
 
 
 def _content(content: Any, column: str, *, chat: bool, system: str | None) -> str | tuple[Message, ...]:

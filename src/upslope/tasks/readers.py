@@ -64,7 +64,7 @@ def read_prompts(
                 raise record
             fields = _renamed(record, rename or {})
             how: dict[str, Any] = {"column": prompt, "completion": completion, "chat": chat, "system": system}
-            made = make_prompt(fields, first_id + index, **how)
+            made = make_prompt(fields, first_id + index, origin=f"{source}:{line}", **how)
             if check is not None:
                 check(made)
             prompts.append(made)

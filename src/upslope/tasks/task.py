@@ -25,7 +25,8 @@ class Task:
     needed for supervised training). metric is a function
     of the same two shapes; the reward sum where None. labels are what a classifier or tagger chooses from, in the order
     of its actions. After scoring with `terms`, a row's metric is
-    `rollout.metrics[task.metric_name]`. skipped counts data lines left out, by reason.
+    `rollout.metrics[task.metric_name]`. skipped counts data lines left out, by reason; strict: a prompt that the policy
+    cannot read is an error, else it is left out and counted as well.
 
     Raises: DataError when there is no prompt, one is unusable, or two share an id; RewardError when a function has
     neither shape, needs a column that no prompt has, or names a label that there is not.
@@ -41,6 +42,7 @@ class Task:
     labels: Sequence[str] = ()
     label_column: str | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
+    strict: bool = True
     terms: tuple[RewardTerm, ...] = field(init=False)
     metric_name: str = field(init=False)
 

@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from upslope.records import Prompt, Rollout
 from upslope.rewards import overlong_penalty
 from upslope.stopwatch import span
-from upslope.training.seeds import data_order
+from upslope.training.seeds import data_order, generator
 from upslope.training.session import Session
 
 EQUAL = "equal scores"
@@ -65,7 +67,7 @@ def gather(session: Session, *, step: int) -> Experience:
         )
         sampled = time.perf_counter()
         with span("reward"):
-            scored = session.scorer.score(rollouts)
+            scored = _noisy(session, session.scorer.score(rollouts), step, attempt)
         rollout_s, reward_s = rollout_s + sampled - started, reward_s + time.perf_counter() - sampled
         prompt_tokens += sum(map(len, {rollout.prompt.tokens for rollout in rollouts}))
         sampled_tokens += sum(len(rollout.actions) for rollout in rollouts)
@@ -91,6 +93,24 @@ def _rollouts(session: Session, prompts: Sequence[Prompt], *, seed: int) -> list
         return engine.every_answer(encoded, sampling=session.sampling)
     group_size = session.recipe.algorithm.group_size
     return engine.sample(encoded, group_size=group_size, sampling=session.sampling, seed=seed)
+
+
+def _noisy(session: Session, rollouts: list[Rollout], *draw: int) -> list[Rollout]:
+    """The scored rollouts with Gaussian noise of reward.noise_std on each score, paid at the last action."""
+    recipe = session.recipe
+    if not recipe.reward.noise_std:
+        return rollouts
+    random = generator(recipe.training.seed, "reward noise", *draw)
+    noise = (recipe.reward.noise_std * torch.randn(len(rollouts), generator=random, dtype=torch.float64)).tolist()
+    return [
+        rollout
+        if rollout.failure
+        else rollout.replace(
+            rewards=(*rollout.rewards[:-1], rollout.rewards[-1] + extra),
+            metrics={**rollout.metrics, "reward_noise": extra},
+        )
+        for rollout, extra in zip(rollouts, noise, strict=True)
+    ]
 
 
 def _charged(session: Session, rollout: Rollout) -> Rollout:

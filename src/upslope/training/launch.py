@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import random
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,11 +24,13 @@ from upslope.kernels.memory import freed_memory_kept
 from upslope.policies.loading import load_policy
 from upslope.policies.policy import Policy
 from upslope.recipe import Recipe
+from upslope.records import Prompt
 from upslope.report.run import Run
 from upslope.report.trackers import Tracker, check_trackers, open_trackers
 from upslope.rewards import Scorer
 from upslope.tasks import Task, task_of
 from upslope.tasks.loading import IN_MEMORY
+from upslope.tasks.prompts import usable
 from upslope.training import policy_gradient, supervised
 from upslope.training.checkpoint import Checkpoint, load_latest
 from upslope.training.interrupts import Interrupted, Interrupts
@@ -101,7 +105,7 @@ def launch(
     check_task(recipe, task)
     _seed_everything(recipe.training.seed)
     policy = policy_of(recipe, task.labels)
-    cut = check_prompts(recipe, policy, task)
+    task, cut = check_prompts(recipe, policy, task)
     optimizer = make_optimizer(policy.module, recipe.optimizer)
     run = resumed or Run.create(recipe.run.folder or _fresh_folder(recipe, task), recipe.to_toml())
     with run, freed_memory_kept(), ExitStack() as stack:
@@ -177,6 +181,7 @@ def policy_of(recipe: Recipe, labels: Sequence[str] = ()) -> Policy:
         kind=settings.kind,
         labels=labels,
         max_length=settings.max_length,
+        mark_case=settings.mark_case,
         critic=settings.critic if recipe.algorithm.needs_critic and learns else None,
         keep_reference=recipe.algorithm.needs_reference and learns,
         dtype=settings.dtype,
@@ -226,27 +231,33 @@ def _newest_checkpoint(run: Run) -> Checkpoint | None:
     return checkpoint
 
 
-def check_prompts(recipe: Recipe, policy: Policy, task: Task) -> int:
-    """How many prompts lose their end by being encoded. Every one must leave room for its answer: found out before a
-    run begins, not when the prompt is drawn.
+def check_prompts(recipe: Recipe, policy: Policy, task: Task) -> tuple[Task, int]:
+    """The task with the prompts that the policy can read and has room to answer, and how many of them lose their end by
+    being encoded: found out before a run begins, not when a prompt is drawn.
 
-    Raises: DataError naming the prompt.
+    Raises: DataError naming the prompt, unless the task is not strict: it is then left out and counted in `skipped`.
     """
-    sampled = list(task.eval_prompts if recipe.evaluation.every_steps else ())
-    if recipe.method == "supervised":
-        for prompt in task.prompts:
-            supervised.demonstration(policy, prompt, column=recipe.supervised.completion, group=0)
-    else:
-        sampled += task.prompts
-    for prompt in sampled:
+
+    def learnable(prompt: Prompt) -> None:
+        supervised.demonstration(policy, prompt, column=recipe.supervised.completion, group=0)
+
+    def answerable(prompt: Prompt) -> None:
         encoded = policy.encode(prompt)
         room, wanted = policy.room(encoded), recipe.sampling.max_new_tokens
         if room is not None and wanted > room:
             raise DataError(
-                f"prompt {prompt.id} has {len(encoded.tokens)} tokens, after which the model's context has room for "
+                f"{prompt.name} has {len(encoded.tokens)} tokens, after which the model's context has room for "
                 f"{max(0, room)}, but sampling.max_new_tokens = {wanted}; shorten it, or leave it out"
             )
-    return sum(policy.cuts(prompt) for prompt in (*task.prompts, *task.eval_prompts))
+
+    prompts, lost = usable(task.prompts, learnable if recipe.method == "supervised" else answerable, strict=task.strict)
+    held_out, more = list(task.eval_prompts), Counter[str]()
+    if recipe.evaluation.every_steps:
+        held_out, more = usable(held_out, answerable, strict=task.strict)
+    if lost or more:
+        skipped = Counter(task.skipped) + lost + more
+        task = dataclasses.replace(task, prompts=prompts, eval_prompts=held_out, skipped=skipped)
+    return task, sum(policy.cuts(prompt) for prompt in (*prompts, *held_out))
 
 
 def check_task(recipe: Recipe, task: Task) -> None:

@@ -90,5 +90,5 @@ def demonstration(policy: Policy, prompt: Prompt, *, column: str, group: int) ->
     Raises: DataError when the prompt has no such column, or a completion that the policy cannot write.
     """
     if column not in prompt.columns:
-        raise DataError(f"prompt {prompt.id} has no column {column!r} (supervised.completion) to learn from")
+        raise DataError(f"{prompt.name} has no column {column!r} (supervised.completion) to learn from")
     return policy.demonstration(prompt, prompt.columns[column]).replace(group=group)
