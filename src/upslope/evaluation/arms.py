@@ -14,7 +14,6 @@ from upslope.evaluation.control import centred
 from upslope.evaluation.evaluate import policy_to_sample, source_and_recipe
 from upslope.policies.policy import Policy
 from upslope.policies.sampling import Sampling, warp
-from upslope.policies.single_pass import SinglePassPolicy
 from upslope.recipe import Recipe
 from upslope.records import Prompt, Rollout, collate
 from upslope.report.run import Run
@@ -61,8 +60,9 @@ def name_of(model: Model) -> str:
 
 def same_actions(a: Policy, b: Policy) -> bool:
     """Whether an action's number means the same to both: one list of labels, or one tokenizer."""
-    if isinstance(a, SinglePassPolicy) or isinstance(b, SinglePassPolicy):
-        return isinstance(a, SinglePassPolicy) and isinstance(b, SinglePassPolicy) and a.labels == b.labels
+    labels = [getattr(policy, "labels", None) for policy in (a, b)]
+    if labels != [None, None]:
+        return labels[0] == labels[1]
     vocabularies = [getattr(getattr(policy, "tokenizer", None), "get_vocab", None) for policy in (a, b)]
     known = [vocabulary() for vocabulary in vocabularies if vocabulary is not None]
     return len(known) == 2 and known[0] == known[1]
