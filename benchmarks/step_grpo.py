@@ -60,7 +60,7 @@ class EachStep:
     def log(self, _: int, values: Any) -> None:
         """Where a step is over (alarms and evaluations are logged as well), end the repetition."""
         if "step_s" in values:
-            self._turn(tokens=self._tokens, gap_max=values.get("gap_max"), load_s=values["time/load"])
+            self._turn(tokens=self._tokens, gap_max=values.get("gap_max"), load_s=values.get("time/load"))
 
     def close(self) -> None:
         """Nothing is pending."""
