@@ -73,7 +73,7 @@ def rows_of(tree, table):
 
 def test_inverse_q_recovers_the_rows_reward_up_to_a_constant(demonstrations):
     """From an exact demonstration distribution p = exp(r) / Z, the rewards of a row add up to r + constant: spread
-    <= 1e-6. The constant is V(start); without a price on rewards the minimum is the demonstrations' own distribution."""
+    <= 1e-6. The constant is V(start); without a price on rewards the minimum is the demonstrations' distribution."""
     truth = row_sum(demonstrations.pack(demonstrations.logprobs), demonstrations.num_actions)
     logits = torch.zeros_like(demonstrations.logprobs, requires_grad=True)
     bootstrap = torch.zeros(len(truth), dtype=torch.float64)

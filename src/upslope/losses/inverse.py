@@ -25,8 +25,8 @@ def inverse_q(
     """sum of w [V(s) - Q(s, a) + coef (Q(s, a) - gamma V(s'))^2] / denominator over the actions of demonstrations.
 
     action_values Q(s, a) [M] are the logits of the actions taken and values V(s) [M] the log-sum-exp of all logits, so
-    that V - Q = - log pi(a|s): maximum likelihood, with the recovered reward held small. V(s') is the value of the row's
-    next action, and bootstrap [B] after its last: 0 where the row ended. Both terms carry gradient.
+    that V - Q = - log pi(a|s): maximum likelihood, with the recovered reward held small. V(s') is the value of the
+    row's next action, and bootstrap [B] after its last: 0 where the row ended. Both terms carry gradient.
     Source: Wulfmeier et al. 2024, arXiv:2409.01369, section 3; Garg et al. 2021, arXiv:2106.12142 (IQ-Learn).
     """
     rewards = inverse_q_rewards(action_values, values, num_actions, bootstrap, gamma=gamma)
@@ -60,7 +60,7 @@ def discriminator_loss(
 
 
 def airl_logits(rewards: Tensor, logprobs: Tensor) -> Tensor:
-    """logit D = r - log pi, for D = exp(r) / (exp(r) + pi); rewards and logprobs of one shape, logprobs without gradient.
+    """logit D = r - log pi, for D = exp(r) / (exp(r) + pi); both of one shape, logprobs without gradient.
 
     Trained to tell demonstrations from the policy's own, r approaches log p(demonstration) up to a constant a prompt.
     Source: Fu et al. 2018, arXiv:1710.11248, section 4.

@@ -1,8 +1,8 @@
 """Preference losses without a reward model: flat rows in, scalar out.
 
-A log-ratio is log pi(y|x) - log pi_ref(y|x), summed over the actions of a row, in nats: `row_sum(logprobs - ref_logprobs)`;
-the reference carries no gradient. A pair has one chosen and one rejected row, so chosen and rejected are [P] for P
-pairs; weights [P] and denominator are as in `weighted_sum`. beta > 0 is the price of a nat of KL.
+A log-ratio is log pi(y|x) - log pi_ref(y|x), summed over the actions of a row, in nats, without gradient of the
+reference: `row_sum(logprobs - ref_logprobs, num_actions)`. A pair has one chosen and one rejected row, so chosen and
+rejected are [P] for P pairs; weights [P] and denominator are as in `weighted_sum`. beta > 0 prices a nat of KL.
 
 Online DPO is `dpo` on pairs that the policy itself wrote and a reward has judged; SPIN is `dpo` on a demonstration
 against a row of the reference's, whose gradient vanishes in expectation where the two are distributed alike.
@@ -32,8 +32,8 @@ def dpo(
 
     chosen, rejected [P] are log-ratios. label_smoothing e in [0, 1/2) is the share of labels believed to be flipped
     (conservative DPO): its minimum is no longer at infinity, but at log((1 - e) / e) / beta.
-    Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; Mitchell 2023, "A note on DPO with noisy preferences" (e > 0);
-    Chen et al. 2024, arXiv:2401.01335, eq. 4.7 (SPIN); Guo et al. 2024, arXiv:2402.04792 (online).
+    Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; Mitchell 2023, "A note on DPO with noisy preferences" (e >
+    0); Chen et al. 2024, arXiv:2401.01335, eq. 4.7 (SPIN).
     """
     scaled = beta * _difference(chosen, rejected)
     terms = (1.0 - label_smoothing) * F.logsigmoid(scaled) + label_smoothing * F.logsigmoid(-scaled)
@@ -84,7 +84,7 @@ def kto(
     Rows need no partner: log_ratios r [B], desirable [B] bool. z = reference_kl is the KL from the reference, estimated
     by the caller from mismatched rows (see `kto_reference_kl`); it carries no gradient. l is desirable_weight or
     undesirable_weight; weigh the two kinds so that l times their number is about equal.
-    Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8.
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7.
     """
     (log_ratios,) = promote(log_ratios)
     anchor = reference_kl.detach() if isinstance(reference_kl, Tensor) else reference_kl

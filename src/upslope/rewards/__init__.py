@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from upslope.rewards.demonstrated import implicit as implicit
+    from upslope.rewards.demonstrated import inverse_q as inverse_q
     from upslope.rewards.language_model import likelihood as likelihood
     from upslope.rewards.numbers import brevity as brevity
     from upslope.rewards.numbers import closeness as closeness
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from upslope.rewards.overlap import rouge_1 as rouge_1
     from upslope.rewards.overlap import rouge_2 as rouge_2
     from upslope.rewards.overlap import rouge_l as rouge_l
+    from upslope.rewards.reward_model import reward_model as reward_model
     from upslope.rewards.rules import contains as contains
     from upslope.rewards.rules import cost_matrix as cost_matrix
     from upslope.rewards.rules import ends_with as ends_with
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
     from upslope.rewards.terms import RewardTerm as RewardTerm
 
 _HOME_OF = {
+    "implicit": "demonstrated",
+    "inverse_q": "demonstrated",
     "likelihood": "language_model",
     "brevity": "numbers",
     "closeness": "numbers",
@@ -61,6 +66,7 @@ _HOME_OF = {
     "rouge_1": "overlap",
     "rouge_2": "overlap",
     "rouge_l": "overlap",
+    "reward_model": "reward_model",
     "contains": "rules",
     "cost_matrix": "rules",
     "ends_with": "rules",

@@ -21,16 +21,17 @@ from upslope.kernels import gemm
 from upslope.kernels.memory import freed_memory_kept
 from upslope.policies.loading import load_policy
 from upslope.policies.policy import Policy
+from upslope.policies.reward import LABELS
 from upslope.recipe import Recipe
 from upslope.report.run import Run
 from upslope.report.trackers import Tracker, check_trackers, open_trackers
 from upslope.rewards import Scorer
 from upslope.tasks import Task, task_of
 from upslope.tasks.loading import IN_MEMORY
-from upslope.training import policy_gradient, supervised
 from upslope.training.checkpoint import Checkpoint, load_latest
 from upslope.training.interrupts import Interrupted, Interrupts
 from upslope.training.memory import refusals_named
+from upslope.training.methods import LOOPS, check_given, measured_by, needs_reference, samples
 from upslope.training.optimizer import make_optimizer
 from upslope.training.session import Session, TrainState
 
@@ -121,12 +122,12 @@ def launch(
             trackers=[opened],
             interrupts=stack.enter_context(Interrupts()),
             state=TrainState(kl_coef=recipe.algorithm.kl_coef),
+            measured_by=measured_by(recipe, task),
         )
         if resumed is not None:
             _continue(session, checkpoint)
         _log_start(session, cut)
-        loop = policy_gradient.train if recipe.method == "policy_gradient" else supervised.train
-        return _guarded(session, loop)
+        return _guarded(session, LOOPS[recipe.method])
 
 
 def _continue(session: Session, checkpoint: Checkpoint | None) -> None:
@@ -172,13 +173,14 @@ def _guarded(session: Session, loop: Callable[[Session], None]) -> Run:
 def policy_of(recipe: Recipe, labels: Sequence[str] = ()) -> Policy:
     """The policy a recipe names, with the critic and the reference that its method needs, for a task's labels."""
     settings, learns = recipe.model, recipe.method == "policy_gradient"
+    scores = recipe.method == "reward_model"
     return load_policy(
         settings.name,
-        kind=settings.kind,
-        labels=labels,
+        kind="reward" if scores else settings.kind,
+        labels=LABELS if scores else labels,
         max_length=settings.max_length,
         critic=settings.critic if recipe.algorithm.needs_critic and learns else None,
-        keep_reference=recipe.algorithm.needs_reference and learns,
+        keep_reference=needs_reference(recipe),
         dtype=settings.dtype,
         lora=settings.lora.model_dump() if settings.lora else None,
         freeze=settings.freeze,
@@ -195,8 +197,10 @@ def _kernels(recipe: Recipe, engine: Mapping[str, str]) -> dict[str, str]:
 
 
 def _scorer(recipe: Recipe, task: Task, stack: ExitStack) -> Scorer | None:
-    """The reward functions' worker; a supervised run without evaluation needs none."""
-    if recipe.method == "supervised" and not recipe.evaluation.every_steps:
+    """The reward functions' worker, where what the policy writes is rewarded or evaluated."""
+    online = recipe.method == "preference" and recipe.preference.pairs == "online"
+    evaluated = recipe.evaluation.every_steps is not None and measured_by(recipe, task) is None
+    if not (recipe.method == "policy_gradient" or online or evaluated):
         return None
     reward = recipe.reward
     return stack.enter_context(Scorer(task.terms, timeout_s=reward.timeout_s, isolation=reward.isolation))
@@ -230,12 +234,9 @@ def check_prompts(recipe: Recipe, policy: Policy, task: Task) -> int:
 
     Raises: DataError naming the prompt.
     """
-    sampled = list(task.eval_prompts if recipe.evaluation.every_steps else ())
-    if recipe.method == "supervised":
-        for prompt in task.prompts:
-            supervised.demonstration(policy, prompt, column=recipe.supervised.completion, group=0)
-    else:
-        sampled += task.prompts
+    evaluated = recipe.evaluation.every_steps is not None and measured_by(recipe, task) is None
+    sampled = [*(task.eval_prompts if evaluated else ()), *(task.prompts if samples(recipe) else ())]
+    check_given(recipe, policy, task)
     for prompt in sampled:
         encoded = policy.encode(prompt)
         room, wanted = policy.room(encoded), recipe.sampling.max_new_tokens
@@ -259,6 +260,6 @@ def check_task(recipe: Recipe, task: Task) -> None:
 
 def _fresh_folder(recipe: Recipe, task: Task) -> Path:
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = recipe.algorithm.preset if recipe.method == "policy_gradient" else "supervised"
+    name = recipe.algorithm.preset if recipe.method == "policy_gradient" else recipe.method
     safe_name = re.sub(r"[^\w.-]+", "-", task.name)
     return Path("runs") / f"{stamp}-{name}-{safe_name}"

@@ -7,7 +7,7 @@ import hashlib
 import shutil
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,10 @@ class TrainState:
 
 @dataclass
 class Session:
-    """One training run in progress. Loops call `settle` before each step and `finish_step` after it."""
+    """One training run in progress. Loops call `settle` before each step and `finish_step` after it.
+
+    measured_by: what evaluates the model where it is not the task's metric of samples.
+    """
 
     recipe: Recipe
     run: Run
@@ -79,6 +82,7 @@ class Session:
     trackers: Sequence[Tracker]
     interrupts: Interrupts
     state: TrainState
+    measured_by: Callable[[Session], Measurement] | None = None
     base: str = ""
     stop_reason: str = ""
     alarms: Alarms = field(default_factory=Alarms)
@@ -157,7 +161,9 @@ class Session:
         return {"pieces": [self.policy.pieces(rollout.actions) for rollout in rollouts]}
 
     def measure(self) -> Measurement:
-        """The task's metric on its held-out prompts, decoded as [evaluation] says."""
+        """The task's metric on its held-out prompts, decoded as [evaluation] says; or what the method measures."""
+        if self.measured_by is not None:
+            return self.measured_by(self)
         assert self.scorer is not None
         settings = self.recipe.evaluation
         prompts = self.encode(self.task.eval_prompts[: settings.num_prompts])
