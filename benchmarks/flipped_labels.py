@@ -1,8 +1,8 @@
 """Robust DPO under flipped labels: python benchmarks/flipped_labels.py [--seeds 5] [--pairs 2000].
 
 Pairs of stories that the 260k-weight model wrote itself are labelled by a known reward (full stops in the first 32
-tokens), 30% of the labels then flipped. Clean DPO, DPO on the flipped labels and robust DPO on them start from the same weights;
-each one's gain is the rise of the reward over 1,000 fresh samples. Needs UPSLOPE_DATA, the folder that holds
+tokens), 30% of the labels then flipped. Clean DPO, DPO on the flipped labels and robust DPO on them start from the same
+weights; each one's gain is the rise of the reward over 1,000 fresh samples. Needs UPSLOPE_DATA, the folder that holds
 models/stories260k.
 """
 
@@ -85,7 +85,13 @@ def flipped(pairs: list[dict[str, str]], rate: float, seed: int) -> list[dict[st
 def gain_of(method: str, pairs: list[dict[str, str]], *, model: str, seed: int, steps: int, before: float) -> float:
     """The rise of the mean reward of 1,000 fresh samples."""
     loss, rate, assumed = METHODS[method]
-    settings: dict[str, Any] = {"preference.loss": loss, "flip_rate": assumed, "beta": 0.1, "lr": 3e-4, "prompts_per_step": 32}
+    settings: dict[str, Any] = {
+        "preference.loss": loss,
+        "flip_rate": assumed,
+        "beta": 0.1,
+        "lr": 3e-4,
+        "prompts_per_step": 32,
+    }
     settings["training.seed"] = seed
     quiet = {"trackers": [], "checkpoint_every_steps": "none", "samples_per_step": 0}
     task = Task(prompts=flipped(pairs, rate, seed), name="stories")
@@ -106,9 +112,7 @@ def main() -> None:
     gains: dict[str, list[float]] = {method: [] for method in METHODS}
     for seed in range(options.seeds):
         pairs = pairs_of(model, count=options.pairs, seed=seed)
-        before = fmean(
-            reward(text) for ((_, text),) in written(model, count=1000, group_size=1, seed=10**6 + seed)
-        )
+        before = fmean(reward(text) for ((_, text),) in written(model, count=1000, group_size=1, seed=10**6 + seed))
         for method in METHODS:
             gains[method].append(gain_of(method, pairs, model=model, seed=seed, steps=options.steps, before=before))
         shown = ", ".join(f"{method} {own[-1]:+.3f}" for method, own in gains.items())

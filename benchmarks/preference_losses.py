@@ -41,10 +41,17 @@ def prepare(folder: Path) -> None:
         tokenizer.save_pretrained(folder / name)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter += 0.02 * torch.randn(parameter.shape)
+                parameter.add_(0.02 * torch.randn(parameter.shape))
     held: dict[str, Any] = {"critic": None, "keep_reference": False, "lora": None, "gradient_checkpointing": False}
     reward = load_policy(
-        str(folder / "policy"), kind="reward", labels=("reward",), dtype="float32", freeze=(), device="cpu", seed=0, **held
+        str(folder / "policy"),
+        kind="reward",
+        labels=("reward",),
+        dtype="float32",
+        freeze=(),
+        device="cpu",
+        seed=0,
+        **held,
     )
     reward.save(folder / "reward")
 

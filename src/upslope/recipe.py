@@ -245,6 +245,7 @@ class OptimizerSettings(_Section):
 
     lr: PositiveFloat = 1e-5
     critic_lr: PositiveFloat = 3e-4
+    discriminator_lr: PositiveFloat = 1e-4
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
@@ -304,9 +305,14 @@ class PreferenceSettings(_Section):
 
 
 class InverseSettings(_Section):
-    """Inverse reinforcement learning from demonstrations (method = "inverse"), by IQ-Learn. demonstrated names their
-    column; reward_price is the weight of the recovered reward's square."""
+    """Inverse reinforcement learning from demonstrations (method = "inverse"). demonstrated names their column.
 
+    discount and reward_price are IQ-Learn's. AIRL and GAIL train a discriminator (the policy's own model where off) and
+    the policy by [algorithm].
+    """
+
+    learner: Literal["iq_learn", "airl", "gail"] = "iq_learn"
+    discriminator: str | None = None
     demonstrated: str = "completion"
     discount: Fraction = 1.0
     reward_price: NonNegativeFloat = 0.1
@@ -370,7 +376,7 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         prompts, pieces = self.training.prompts_per_step, self.algorithm.minibatches
-        if self.method == "policy_gradient" and prompts % pieces:
+        if (self.method == "policy_gradient" or self.adversarial) and prompts % pieces:
             raise ValueError(
                 f"training.prompts_per_step is {prompts}, which algorithm.minibatches = {pieces} must divide"
             )
@@ -403,6 +409,11 @@ class Recipe(_Section):
             raise ValueError(f"model.kind is {kind!r}, but rewards are recovered from a 'causal' one")
         if self.preference.flip_rate and loss not in ("dpo", "robust_dpo"):
             raise ValueError(f"preference.flip_rate is set, but belongs to loss 'dpo' or 'robust_dpo', not {loss!r}")
+
+    @property
+    def adversarial(self) -> bool:
+        """True where a discriminator is trained against the policy."""
+        return self.method == "inverse" and self.inverse.learner != "iq_learn"
 
     @property
     def overlong_buffer(self) -> int:

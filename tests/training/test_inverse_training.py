@@ -10,7 +10,7 @@ import upslope
 from upslope.errors import DataError, RecipeError
 from upslope.recipe import Recipe
 from upslope.records import collate
-from upslope.rewards import RewardTerm, Scorer, implicit, inverse_q
+from upslope.rewards import RewardTerm, Scorer, implicit, inverse_q, reward_model
 from upslope.tasks import Task
 from upslope.training import inverse
 from upslope.training.launch import policy_of
@@ -127,7 +127,7 @@ def test_policy_gradient_on_the_recovered_reward_raises_it(learned, tmp_path):
     run, start = learned
     reward = {"function": "implicit", "model": str(run.folder), "reference": str(start)}
     recipe = Recipe.resolve({"reward": {"functions": [reward]}})
-    settings = {"algorithm": "grpo", "group_size": 4, "steps": 8, "prompts_per_step": 4, "max_new_tokens": 6}
+    settings = {"algorithm": "grpo", "group_size": 4, "steps": 20, "prompts_per_step": 4, "max_new_tokens": 6}
     rl = upslope.train(
         model="tiny-llama",
         task=Task(prompts=demonstrated(WORDS)),
@@ -138,7 +138,32 @@ def test_policy_gradient_on_the_recovered_reward_raises_it(learned, tmp_path):
         **QUICK,
     )
     rewards = list(rl.metrics["reward"].values())
-    assert sum(rewards[-2:]) > sum(rewards[:2])
+    assert sum(rewards[-5:]) > sum(rewards[:5])
+
+
+@pytest.fixture(scope="module", params=["airl", "gail"])
+def adversarial(request, tmp_path_factory):
+    """A run against a discriminator on the demonstrations of the format."""
+    task = Task(prompts=demonstrated(WORDS), eval_prompts=demonstrated(["fen", "hay", "ivy", "jay"]))
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    settings = {"algorithm": "rloo", "kl": "off", "group_size": 4, "steps": 12, "prompts_per_step": 6, "lr": 1e-3}
+    settings |= {"max_new_tokens": 8, "discriminator_lr": 3e-3, "every_steps": 12, "warmup_steps": 1, **QUICK}
+    return upslope.train(
+        model="tiny-llama", task=task, run=folder, method="inverse", learner=request.param, **settings
+    ), request.param
+
+
+def test_a_discriminator_begins_without_knowledge_learns_and_is_a_reward_model(adversarial):
+    """AIRL's first pay is 0 on average by its offset, GAIL's log 2; held-out demonstrations are then told apart."""
+    run, learner = adversarial
+    reward, loss = run.metrics["reward"], run.metrics["loss_discriminator"]
+    assert reward[1] == pytest.approx(0.0 if learner == "airl" else 0.69, abs=0.5)
+    assert loss[12] < loss[1]
+    *_, report = run.events("reward_report")
+    assert report["auc_discriminator"] >= 0.9
+    scores = reward_model(f"{run.model_path}/discriminator")(["say sea"] * 2, ["[sea]", "qqqqqqqq"])
+    assert scores[0] > scores[1]
+    assert run.metrics["grad_norm"][12] > 0
 
 
 def test_bad_input_is_refused(tmp_path):

@@ -59,8 +59,7 @@ def own_logprobs(model, row):
 def expected_loss(session):
     """Each loss by its paper's formula from plain forwards; the reference is the model as it was loaded."""
     settings, model = session.recipe.preference, session.policy.model
-    with session.policy.reference() as frozen:
-        before = frozen.model
+    before = model if settings.loss == "orpo" else session.policy._reference
     terms = []
     if settings.loss == "kto":
         shifted = []
@@ -69,7 +68,8 @@ def expected_loss(session):
             for row in other.rows:
                 prompt = item.rows[0].prompt
                 moved = session.policy.row(prompt, row.actions, (0.0,) * len(row.actions), text="", stop_reason="eos")
-                shifted.append(float((own_logprobs(model, moved) - own_logprobs(before, moved)).sum()))
+                gap = (own_logprobs(model, moved) - own_logprobs(before, moved)).sum()
+                shifted.append(gap.item())
         anchor = max(0.0, sum(shifted) / len(shifted))
     for item in session.items:
         new = [own_logprobs(model, row) for row in item.rows]

@@ -10,7 +10,7 @@ from upslope.recipe import Recipe
 from upslope.records import Batch, Prompt, Rollout, collate
 from upslope.tasks import Task
 from upslope.training.judged import judged_rows
-from upslope.training.methods import samples
+from upslope.training.methods import by_policy_gradient, samples
 from upslope.training.policy_gradient import minibatches
 from upslope.training.seeds import data_order
 from upslope.training.supervised import demonstration
@@ -46,7 +46,7 @@ def load_of(recipe: Recipe, policy: CausalPolicy, task: Task) -> Load:
     order = data_order(training.seed, position=0, count=count, size=len(task.prompts))
     prompts = [policy.encode(task.prompts[index]) for index in order]
     held_out = task.eval_prompts[: recipe.evaluation.num_prompts] if recipe.evaluation.every_steps else ()
-    learns = recipe.method == "policy_gradient"
+    learns = by_policy_gradient(recipe)
     rollouts = _rollouts(prompts, recipe, policy)
     batch, _ = collate(rollouts)
     steps = minibatches(batch, recipe.algorithm, seed=training.seed, step=1) if learns else iter([batch])
@@ -68,11 +68,11 @@ def _micro_batches(batch: Batch, policy: CausalPolicy, max_tokens: int) -> list[
 
 def _rollouts(prompts: Sequence[Prompt], recipe: Recipe, policy: CausalPolicy) -> list[Rollout]:
     """A step's rows: those given, and those sampled at full length."""
+    if samples(recipe):
+        group_size = recipe.algorithm.group_size if by_policy_gradient(recipe) else 2
+        return _full_length(prompts, recipe, group_size)
     if recipe.method in ("supervised", "inverse"):
         return _demonstrations(prompts, recipe, policy)
-    if samples(recipe):
-        group_size = recipe.algorithm.group_size if recipe.method == "policy_gradient" else 2
-        return _full_length(prompts, recipe, group_size)
     return [row.replace(group=group) for group, p in enumerate(prompts) for row in judged_rows(policy, p)]
 
 
@@ -104,7 +104,7 @@ def _demonstrations(prompts: Sequence[Prompt], recipe: Recipe, policy: CausalPol
 def in_words(recipe: Recipe, load: Load, *, num_prompts: int) -> str:
     """The arithmetic of a step and of the whole run."""
     training, settings = recipe.training, recipe.algorithm
-    if recipe.method != "policy_gradient":
+    if not by_policy_gradient(recipe):
         what = "demonstrations" if recipe.method == "supervised" else "rows"
         step = f"{load.rows} {what} a step, one optimiser step"
         updates = 1

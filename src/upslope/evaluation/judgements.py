@@ -67,6 +67,13 @@ def auc(above: Sequence[float], below: Sequence[float]) -> float:
     return float(0.5 + 0.5 * np.sign(gaps).mean())
 
 
+def length_correlation(scores: Sequence[float], lengths: Sequence[float]) -> float:
+    """Pearson's correlation of scores with lengths, 0 where one of the two does not vary."""
+    if np.std(scores) == 0 or np.std(lengths) == 0:
+        return 0.0
+    return float(np.corrcoef(scores, lengths)[0, 1])
+
+
 def _bounds(interval: Interval) -> list[tuple[str, float]]:
     return [("", interval.estimate), ("_low", interval.low), ("_high", interval.high)]
 

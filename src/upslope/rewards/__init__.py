@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from upslope.rewards.overlap import rouge_1 as rouge_1
     from upslope.rewards.overlap import rouge_2 as rouge_2
     from upslope.rewards.overlap import rouge_l as rouge_l
-    from upslope.rewards.reward_model import reward_model as reward_model
+    from upslope.rewards.learned import reward_model as reward_model
     from upslope.rewards.rules import contains as contains
     from upslope.rewards.rules import cost_matrix as cost_matrix
     from upslope.rewards.rules import ends_with as ends_with
@@ -66,7 +66,7 @@ _HOME_OF = {
     "rouge_1": "overlap",
     "rouge_2": "overlap",
     "rouge_l": "overlap",
-    "reward_model": "reward_model",
+    "reward_model": "learned",
     "contains": "rules",
     "cost_matrix": "rules",
     "ends_with": "rules",

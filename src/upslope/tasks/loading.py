@@ -14,7 +14,7 @@ from upslope.recipe import Recipe
 from upslope.rewards import numbers, overlap, rules, spans
 from upslope.rewards.demonstrated import implicit, inverse_q
 from upslope.rewards.language_model import likelihood
-from upslope.rewards.reward_model import reward_model
+from upslope.rewards.learned import reward_model
 from upslope.rewards.terms import RewardTerm, parameters
 from upslope.tasks.arithmetic import arithmetic
 from upslope.tasks.files import from_file

@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from upslope import losses
 from upslope.errors import DataError
 from upslope.estimators import row_sum
-from upslope.evaluation.judgements import auc, right
+from upslope.evaluation.judgements import auc, length_correlation, right
 from upslope.evaluation.metrics import Measurement
 from upslope.policies.causal import CausalPolicy
 from upslope.records import Batch, Rollout, collate
@@ -96,7 +95,7 @@ def measure(session: Session) -> Measurement:
     report = {}
     for name, values in (("recovered", recovered), ("implicit", implicit)):
         report[f"auc_{name}"] = auc(values[::2], values[1::2])
-        report[f"length_correlation_{name}"] = _correlation(values, lengths)
+        report[f"length_correlation_{name}"] = length_correlation(values, lengths)
     session.run.log("reward_report", step=session.state.step, demonstrations=len(pairs), **report)
     gaps = [mine - theirs for mine, theirs in zip(implicit[::2], implicit[1::2], strict=True)]
     return Measurement({pair[0].prompt.id: right(gap) for pair, gap in zip(pairs, gaps, strict=True)}, {}, ())
@@ -119,10 +118,3 @@ def row_rewards(session: Session, rows: Sequence[Rollout]) -> tuple[list[float],
             found[:, picked] = torch.stack([row_sum(x, piece.num_actions) for x in (rewards, ratios)]).double().cpu()
     recovered, implicit = found.tolist()
     return recovered, implicit
-
-
-def _correlation(values: Sequence[float], lengths: Sequence[float]) -> float:
-    """Pearson's, 0 where one of the two does not vary."""
-    if np.std(values) == 0 or np.std(lengths) == 0:
-        return 0.0
-    return float(np.corrcoef(values, lengths)[0, 1])

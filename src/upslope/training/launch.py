@@ -28,10 +28,11 @@ from upslope.report.trackers import Tracker, check_trackers, open_trackers
 from upslope.rewards import Scorer
 from upslope.tasks import Task, task_of
 from upslope.tasks.loading import IN_MEMORY
+from upslope.training.adversarial import attach_discriminator
 from upslope.training.checkpoint import Checkpoint, load_latest
 from upslope.training.interrupts import Interrupted, Interrupts
 from upslope.training.memory import refusals_named
-from upslope.training.methods import LOOPS, check_given, measured_by, needs_reference, samples
+from upslope.training.methods import by_policy_gradient, check_given, loop_of, measured_by, needs_reference, samples
 from upslope.training.optimizer import make_optimizer
 from upslope.training.session import Session, TrainState
 
@@ -102,6 +103,7 @@ def launch(
     check_task(recipe, task)
     _seed_everything(recipe.training.seed)
     policy = policy_of(recipe, task.labels)
+    discriminator = attach_discriminator(recipe, policy)
     cut = check_prompts(recipe, policy, task)
     optimizer = make_optimizer(policy.module, recipe.optimizer)
     run = resumed or Run.create(recipe.run.folder or _fresh_folder(recipe, task), recipe.to_toml())
@@ -123,11 +125,12 @@ def launch(
             interrupts=stack.enter_context(Interrupts()),
             state=TrainState(kl_coef=recipe.algorithm.kl_coef),
             measured_by=measured_by(recipe, task),
+            discriminator=discriminator,
         )
         if resumed is not None:
             _continue(session, checkpoint)
         _log_start(session, cut)
-        return _guarded(session, LOOPS[recipe.method])
+        return _guarded(session, loop_of(recipe))
 
 
 def _continue(session: Session, checkpoint: Checkpoint | None) -> None:
@@ -172,7 +175,7 @@ def _guarded(session: Session, loop: Callable[[Session], None]) -> Run:
 
 def policy_of(recipe: Recipe, labels: Sequence[str] = ()) -> Policy:
     """The policy a recipe names, with the critic and the reference that its method needs, for a task's labels."""
-    settings, learns = recipe.model, recipe.method == "policy_gradient"
+    settings, learns = recipe.model, by_policy_gradient(recipe)
     scores = recipe.method == "reward_model"
     return load_policy(
         settings.name,

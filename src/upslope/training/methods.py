@@ -8,7 +8,7 @@ from upslope.evaluation.metrics import Measurement
 from upslope.policies.policy import Policy
 from upslope.recipe import Recipe
 from upslope.tasks import Task
-from upslope.training import inverse, policy_gradient, preference, reward_model, supervised
+from upslope.training import adversarial, inverse, policy_gradient, preference, reward_model, supervised
 from upslope.training.judged import judged_rows
 from upslope.training.session import Session
 
@@ -19,21 +19,31 @@ LOOPS: Mapping[str, Callable[[Session], None]] = {
     "reward_model": reward_model.train,
     "supervised": supervised.train,
 }
-"""The loop of each method."""
+"""The loop of each method; of an adversarial recipe it is `adversarial.train`."""
+
+
+def loop_of(recipe: Recipe) -> Callable[[Session], None]:
+    """The loop of a recipe."""
+    return adversarial.train if recipe.adversarial else LOOPS[recipe.method]
+
+
+def by_policy_gradient(recipe: Recipe) -> bool:
+    """Whether the policy learns as [algorithm] says."""
+    return recipe.method == "policy_gradient" or recipe.adversarial
 
 
 def needs_reference(recipe: Recipe) -> bool:
     """Whether the recipe's method keeps the model that training starts from, frozen."""
     if recipe.method == "preference":
         return recipe.preference.needs_reference
-    if recipe.method == "inverse":  # to tell what demonstrations have that its samples lack
+    if recipe.method == "inverse" and not recipe.adversarial:  # to tell what demonstrations have that its samples lack
         return recipe.evaluation.every_steps is not None
-    return recipe.method == "policy_gradient" and recipe.algorithm.needs_reference
+    return by_policy_gradient(recipe) and recipe.algorithm.needs_reference
 
 
 def samples(recipe: Recipe) -> bool:
     """Whether the recipe's method learns from what its policy writes."""
-    return recipe.method == "policy_gradient" or (recipe.method == "preference" and recipe.preference.pairs != "data")
+    return by_policy_gradient(recipe) or (recipe.method == "preference" and recipe.preference.pairs != "data")
 
 
 def measured_by(recipe: Recipe, task: Task) -> Callable[[Session], Measurement] | None:
@@ -41,7 +51,7 @@ def measured_by(recipe: Recipe, task: Task) -> Callable[[Session], Measurement] 
     if recipe.method == "reward_model":
         return reward_model.measure
     if recipe.method == "inverse" and not task.terms:
-        return inverse.measure
+        return adversarial.measure if recipe.adversarial else inverse.measure
     return preference.measure if recipe.method == "preference" and not task.terms else None
 
 

@@ -19,7 +19,7 @@ from upslope.policies.reward import RewardPolicy
 from upslope.recipe import RewardModelSettings
 from upslope.records import Batch, Prompt, collate
 from upslope.report.run import write_text
-from upslope.rewards.reward_model import score_rows
+from upslope.rewards.learned import score_rows
 from upslope.training.judged import Judged, read_judged
 from upslope.training.seeds import data_order
 from upslope.training.session import Session

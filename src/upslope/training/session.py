@@ -19,6 +19,7 @@ from upslope.engines.engine import Engine
 from upslope.errors import CheckpointError, DivergenceError
 from upslope.evaluation.metrics import Measurement, measure
 from upslope.policies.policy import Policy
+from upslope.policies.reward import RewardPolicy
 from upslope.policies.sampling import Sampling
 from upslope.recipe import Recipe
 from upslope.records import Prompt, Rollout
@@ -68,7 +69,8 @@ class TrainState:
 class Session:
     """One training run in progress. Loops call `settle` before each step and `finish_step` after it.
 
-    measured_by: what evaluates the model where it is not the task's metric of samples.
+    measured_by: what evaluates the model where it is not the task's metric of samples. discriminator: of adversarial
+    imitation; its weights are the policy module's.
     """
 
     recipe: Recipe
@@ -83,6 +85,7 @@ class Session:
     interrupts: Interrupts
     state: TrainState
     measured_by: Callable[[Session], Measurement] | None = None
+    discriminator: RewardPolicy | None = None
     base: str = ""
     stop_reason: str = ""
     alarms: Alarms = field(default_factory=Alarms)
@@ -302,6 +305,8 @@ class Session:
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             self.policy.save(temporary)
+            if self.discriminator is not None:
+                self.discriminator.save(temporary / "discriminator")
             critic = {name: p.detach() for name, p in trainable(self.policy.module).items() if is_critic(name)}
             if critic:
                 save_file(critic, temporary / "critic.safetensors")
