@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from upslope.rewards.demonstrated import implicit as implicit
     from upslope.rewards.demonstrated import inverse_q as inverse_q
     from upslope.rewards.language_model import likelihood as likelihood
+    from upslope.rewards.learned import reward_model as reward_model
     from upslope.rewards.numbers import brevity as brevity
     from upslope.rewards.numbers import closeness as closeness
     from upslope.rewards.numbers import correct as correct
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from upslope.rewards.overlap import rouge_1 as rouge_1
     from upslope.rewards.overlap import rouge_2 as rouge_2
     from upslope.rewards.overlap import rouge_l as rouge_l
-    from upslope.rewards.learned import reward_model as reward_model
     from upslope.rewards.rules import contains as contains
     from upslope.rewards.rules import cost_matrix as cost_matrix
     from upslope.rewards.rules import ends_with as ends_with
