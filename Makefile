@@ -11,7 +11,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-BENCH ?= rollout step_grpo step_ppo update memory scaling startup scan soak quickstart agreement forecast classifier_step gymnasium_ppo
+BENCH ?= rollout step_grpo step_ppo update memory scaling startup scan soak quickstart agreement forecast preference_losses classifier_step gymnasium_ppo
 SEED ?= 0
 export PEERS ?= $(CURDIR)/.venv-peers
 

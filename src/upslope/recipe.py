@@ -98,6 +98,12 @@ class RewardSettings(_Section):
     timeout_s: PositiveFloat = 30.0
     isolation: Literal["process", "none"] = "process"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_function(cls, values: Any) -> Any:
+        """reward = "model:RUN" is short for its one function."""
+        return {"functions": (values,)} if isinstance(values, str) else values
+
 
 class SamplingSettings(_Section):
     """The distribution that training samples from."""
@@ -243,6 +249,7 @@ class OptimizerSettings(_Section):
 
     lr: PositiveFloat = 1e-5
     critic_lr: PositiveFloat = 3e-4
+    discriminator_lr: PositiveFloat = 1e-4
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
@@ -270,6 +277,49 @@ class SupervisedSettings(_Section):
     completion: str = "completion"
     dropout: bool = True
     class_weights: Literal["none", "balanced"] = "none"
+
+
+class RewardModelSettings(_Section):
+    """A reward model from judged completions (method = "reward_model"). top: places of a ranking that count."""
+
+    loss: Literal["bradley_terry", "plackett_luce", "regression", "ordinal"] = "bradley_terry"
+    centering_coef: NonNegativeFloat = 0.01
+    top: PositiveInt | None = None
+
+
+class PreferenceSettings(_Section):
+    """Learning from judged completions without a reward model (method = "preference").
+
+    pairs: those of the data; "online", two samples of the policy that the task's reward judges; "self_play", the column
+    `preferred` against a sample of the starting model (SPIN).
+    """
+
+    loss: Literal["dpo", "robust_dpo", "ipo", "kto", "orpo"] = "dpo"
+    beta: PositiveFloat = 0.1
+    flip_rate: typing.Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    pairs: Literal["data", "online", "self_play"] = "data"
+    preferred: str = "completion"
+    desirable_weight: NonNegativeFloat = 1.0
+    undesirable_weight: NonNegativeFloat = 1.0
+
+    @property
+    def needs_reference(self) -> bool:
+        """True when a frozen reference model is kept."""
+        return self.loss != "orpo" or self.pairs == "self_play"
+
+
+class InverseSettings(_Section):
+    """Inverse reinforcement learning from demonstrations (method = "inverse"). demonstrated names their column.
+
+    discount and reward_price are IQ-Learn's. AIRL and GAIL train a discriminator (the policy's own model where off) and
+    the policy by [algorithm].
+    """
+
+    learner: Literal["iq_learn", "airl", "gail"] = "iq_learn"
+    discriminator: str | None = None
+    demonstrated: str = "completion"
+    discount: Fraction = 1.0
+    reward_price: NonNegativeFloat = 0.1
 
 
 class EvaluationSettings(_Section):
@@ -311,7 +361,7 @@ class Recipe(_Section):
     Raises: RecipeError from `load` and `resolve`, one sentence naming the setting, what was given and what is allowed.
     """
 
-    method: Literal["policy_gradient", "supervised"] = "policy_gradient"
+    method: Literal["policy_gradient", "supervised", "reward_model", "preference", "inverse"] = "policy_gradient"
     model: ModelSettings = ModelSettings()
     task: TaskSettings = TaskSettings()
     reward: RewardSettings = RewardSettings()
@@ -320,6 +370,9 @@ class Recipe(_Section):
     optimizer: OptimizerSettings = OptimizerSettings()
     training: TrainingSettings = TrainingSettings()
     supervised: SupervisedSettings = SupervisedSettings()
+    reward_model: RewardModelSettings = RewardModelSettings()
+    preference: PreferenceSettings = PreferenceSettings()
+    inverse: InverseSettings = InverseSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     engine: EngineSettings = EngineSettings()
     run: RunSettings = RunSettings()
@@ -327,10 +380,11 @@ class Recipe(_Section):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         prompts, pieces = self.training.prompts_per_step, self.algorithm.minibatches
-        if self.method == "policy_gradient" and prompts % pieces:
+        if (self.method == "policy_gradient" or self.adversarial) and prompts % pieces:
             raise ValueError(
                 f"training.prompts_per_step is {prompts}, which algorithm.minibatches = {pieces} must divide"
             )
+        self._check_method()
         if self.evaluation.patience is not None and self.evaluation.every_steps is None:
             raise ValueError("evaluation.patience is set, so evaluation.every_steps must be set as well")
         if self.sampling.top_p is not None and self.sampling.top_p > 1:
@@ -341,6 +395,29 @@ class Recipe(_Section):
                 f"sampling.max_new_tokens = {self.sampling.max_new_tokens}"
             )
         return self
+
+    def _check_method(self) -> None:
+        """What the method asks of the model, and that no setting was meant for another one: beta above all, which in
+        other libraries is a KL coefficient."""
+        for name in ("reward_model", "preference", "inverse"):
+            section = getattr(self, name)
+            if self.method != name and (changed := _changed(section)):
+                hint = "; a KL coefficient is algorithm.kl_coef" if changed == "beta" else ""
+                raise ValueError(f"{name}.{changed} is set, but method is {self.method!r}, not {name!r}{hint}")
+        kind, loss = self.model.kind, self.preference.loss
+        if self.method == "reward_model" and kind not in ("causal", "classifier"):
+            raise ValueError(f"model.kind is {kind!r}, but a reward model is made of a 'causal' or 'classifier' one")
+        if self.method == "preference" and kind not in ("causal", "seq2seq"):
+            raise ValueError(f"model.kind is {kind!r}, but preferences are learned by a 'causal' or 'seq2seq' one")
+        if self.method == "inverse" and kind != "causal":
+            raise ValueError(f"model.kind is {kind!r}, but rewards are recovered from a 'causal' one")
+        if self.preference.flip_rate and loss not in ("dpo", "robust_dpo"):
+            raise ValueError(f"preference.flip_rate is set, but belongs to loss 'dpo' or 'robust_dpo', not {loss!r}")
+
+    @property
+    def adversarial(self) -> bool:
+        """True where a discriminator is trained against the policy."""
+        return self.method == "inverse" and self.inverse.learner != "iq_learn"
 
     @property
     def overlong_buffer(self) -> int:
@@ -393,6 +470,12 @@ def parse_override(text: str) -> tuple[str, Any]:
         return name.strip(), tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         return name.strip(), raw.strip()
+
+
+def _changed(section: BaseModel) -> str | None:
+    """The first setting of a section that is not its default."""
+    fields = type(section).model_fields
+    return next((name for name, field in fields.items() if getattr(section, name) != field.default), None)
 
 
 def _own_settings(section: Mapping[str, Any], new_preset: Any) -> dict[str, Any]:

@@ -25,8 +25,8 @@ def test_the_load_is_that_of_a_first_step_whose_rows_all_run_to_the_end(settings
     """Against the micro-batches of the first optimiser step of a real run of a model that never ends a row."""
     seen = []
 
-    def watched(policy, batch, *, max_tokens):
-        cut = list(pieces(policy, batch, max_tokens=max_tokens))
+    def watched(policy, batch, *, max_tokens, whole=False):
+        cut = list(pieces(policy, batch, max_tokens=max_tokens, whole=whole))
         seen.append([(policy.computed_tokens(piece), len(piece.actions)) for _, _, piece in cut])
         return iter(cut)
 

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 import upslope
+from upslope.policies.loading import load_policy
 from upslope.training.launch import launch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = sorted(EXAMPLES.rglob("*.toml"))
 TINY = {"causal": "tiny-llama", "seq2seq": "tiny-bart", "classifier": "tiny-bert", "tagger": "tiny-bert"}
+HELD = {"critic": None, "keep_reference": False, "dtype": "float32", "lora": None, "freeze": ()}
+HELD |= {"gradient_checkpointing": False, "device": "cpu", "seed": 0}
 SMALL = {
     "training.steps": 2,
     "training.prompts_per_step": 2,
@@ -35,22 +38,36 @@ def run_recipe(path, folder, **overrides):
         overrides |= {"task.options.limit": 300 if "num_labelled" in recipe.task.options else 8}
         overrides |= {"task.options.num_eval": 4, "task.options.strict": False}
         overrides |= {"task.options.num_labelled": 200} if "num_labelled" in recipe.task.options else {}
-    if path.stem == "summary":  # the tiny model's characters are more than its context holds
+    if path.stem in ("summary", "hh_reward_model"):  # the tiny model's characters are more than its context holds
         overrides |= {
             f"task.options.{name}": str(short(recipe.task.options[name], folder)) for name in ("path", "eval")
         }
-        overrides |= {"task.options.system": "none"}
+        overrides |= {"task.options.system": "none"} if path.stem == "summary" else {"model.max_length": "none"}
+    if "reward.functions" not in overrides and "runs/" in str(recipe.reward.functions):
+        overrides |= {"reward.functions": [tiny_reward(function, folder) for function in recipe.reward.functions]}
     overrides |= {"model.mark_case": False}  # the tiny models know capitals
     overrides = {"model.name": TINY[recipe.model.kind], **SMALL, "run.folder": str(folder), **overrides}
     return launch(upslope.Recipe.load(path, overrides))
 
 
+def tiny_reward(function, folder):
+    """The reward with random tiny models in the place of runs."""
+    if isinstance(function, str) and function.startswith("model:"):
+        model = folder.with_name("reward_model")
+        load_policy("tiny-bert", kind="reward", labels=("reward",), **HELD).save(model)
+        return f"model:{model}"
+    if isinstance(function, dict) and "reference" in function:
+        return function | {"model": "tiny-llama", "reference": "tiny-gpt2"}
+    return function
+
+
 def short(path, folder):
-    """The file's first dialogues, cut to a hundred characters."""
+    """The file's first rows, their texts cut to a hundred characters."""
     source = Path(os.path.expandvars(path))
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()[:8]]
     target = folder.with_name(source.name)
-    target.write_text("".join(json.dumps(row | {"dialogue": row["dialogue"][:100]}) + "\n" for row in rows))
+    cut = [{k: v[:100] if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+    target.write_text("".join(json.dumps(row) + "\n" for row in cut))
     return target
 
 
@@ -83,6 +100,24 @@ def test_ppo_starts_from_the_supervised_model(tmp_path):
     warm = run_recipe(EXAMPLES / "sft_then_ppo" / "1_supervised.toml", tmp_path / "sft")
     run = run_recipe(EXAMPLES / "sft_then_ppo" / "2_ppo.toml", tmp_path / "ppo", **{"model.name": str(warm.model_path)})
     assert abs(run.metrics["kl"][1]) < 1e-5  # the reference is the warm-started model itself
+
+
+def test_the_recipes_of_learned_rewards_are_chained(tmp_path, monkeypatch):
+    """Each second half reads what its first half wrote, by the names that stand in the recipes."""
+    monkeypatch.chdir(EXAMPLES.parent)
+    folder = EXAMPLES / "learned_rewards"
+    recipes = {path.stem: upslope.Recipe.load(path) for path in folder.glob("*.toml")}
+    assert recipes["2_ppo"].reward.functions[0] == f"model:{recipes['1_reward_model'].run.folder}"
+    first = recipes["3_inverse"].run.folder
+    assert recipes["4_ppo"].reward.functions[0]["model"] == first
+    assert recipes["4_ppo"].model.name == f"{first}/model"
+    scored = run_recipe(folder / "1_reward_model.toml", tmp_path / "rm")
+    paid = run_recipe(folder / "2_ppo.toml", tmp_path / "ppo", **{"reward.functions": [f"model:{scored.folder}"]})
+    assert set(paid.metrics["reward/reward_model"]) == {1, 2}
+    explained = run_recipe(folder / "3_inverse.toml", tmp_path / "inverse")
+    reward = {"function": "implicit", "model": str(explained.folder), "reference": "tiny-llama"}
+    paid = run_recipe(folder / "4_ppo.toml", tmp_path / "rl", **{"reward.functions": [reward]})
+    assert set(paid.metrics["reward/implicit"]) == {1, 2}
 
 
 @pytest.mark.parametrize("name", ["quickstart", "trl_reward"])

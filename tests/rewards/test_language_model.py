@@ -70,11 +70,11 @@ def test_as_a_term_in_the_worker(folder, rollout):
 def test_the_model_is_loaded_once_as_the_function_is_rebuilt(folder):
     """The worker does that while it starts, so the time of a row need not cover it."""
     sent = cloudpickle.dumps(likelihood(folder))
-    language_model._load.cache_clear()
+    language_model.load_causal.cache_clear()
     rebuilt = pickle.loads(sent)
-    assert language_model._load.cache_info().misses == 1
+    assert language_model.load_causal.cache_info().misses == 1
     rebuilt(prompts=["a"], completions=["b"])
-    assert language_model._load.cache_info().misses == 1
+    assert language_model.load_causal.cache_info().misses == 1
 
 
 @pytest.mark.parametrize("folder", ["tiny-llama"], indirect=True)

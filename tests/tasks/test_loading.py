@@ -102,9 +102,12 @@ def test_every_reward_of_the_package_has_its_name_in_recipes():
     assert {*RULES, *FUNCTIONS} == set(dir(rewards)) - no_rewards
     options = {
         "length_penalty": {"per_token": 0.1},
+        "implicit": {"model": "tiny-llama", "reference": "tiny-gpt2"},
+        "inverse_q": {"model": "tiny-llama"},
         "likelihood": {"model": "tiny-llama"},
         "overlong_penalty": {"max_tokens": 2, "cache_tokens": 1},
         "regex_match": {"pattern": "a"},
+        "reward_model": {"model": "tiny-llama"},
         "starts_with": {"text": "a"},
         "ends_with": {"text": "a"},
     }

@@ -50,6 +50,18 @@ CASES = {
     "tagger_supervised": {"model": "tiny-llama", "kind": "tagger", "method": "supervised", "completion": "tags"},
     "seq2seq": {"model": "tiny-bart", "kind": "seq2seq", "algorithm": "ppo", "group_size": 2, "epochs": 2},
     "seq2seq_supervised": {"model": "tiny-t5", "kind": "seq2seq", "method": "supervised", "dropout": True},
+    "reward_model": {"model": "tiny-bert", "method": "reward_model", "every_steps": 2},
+    "dpo": {"model": "tiny-llama", "method": "preference", "micro_batch_tokens": 40},
+    "kto_online": {
+        "model": "tiny-llama",
+        "method": "preference",
+        "preference.loss": "kto",
+        "pairs": "online",
+        "every_steps": 2,
+    },
+    "inverse": {"model": "tiny-llama", "method": "inverse"},
+    "airl": {"model": "tiny-llama", "method": "inverse", "learner": "airl", "algorithm": "rloo", "group_size": 2},
+    "self_play": {"model": "tiny-gpt2", "method": "preference", "preference.loss": "ipo", "pairs": "self_play"},
 }
 LABELS = {"classifier": ("sea", "sky", "fog", "oak", "ice"), "tagger": ("o", "B-a", "I-a")}
 
@@ -61,11 +73,13 @@ def vowels(completion):
 
 def task(kind="causal"):
     """Words to say, to choose between, or to tag."""
-    prompts = [{"prompt": f"say {word}", "completion": word} for word in ("sea", "sky", "fog", "oak", "ice")]
+    words = ("sea", "sky", "fog", "oak", "ice")
+    prompts = [{"prompt": f"say {w}", "completion": w, "chosen": w, "rejected": f"not {w}"} for w in words]
     if kind == "tagger":
         prompts = [{"prompt": prompt["prompt"], "tags": ["o", "B-a"]} for prompt in prompts]
     labels = LABELS.get(kind, ())
-    return upslope.Task(prompts=prompts, reward=vowels, eval_prompts=["say oat", "say aid"], labels=labels)
+    held_out = [{"prompt": f"say {w}", "chosen": w, "rejected": "no"} for w in ("oat", "aid")]
+    return upslope.Task(prompts=prompts, reward=vowels, eval_prompts=held_out, labels=labels)
 
 
 def task_of(case):

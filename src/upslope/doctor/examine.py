@@ -55,7 +55,7 @@ def examine(findings: Findings, path: Path, overrides: Mapping[str, Any], *, pro
 
 def _recipe(findings: Findings, path: Path, overrides: Mapping[str, Any]) -> Recipe:
     recipe = Recipe.load(path, overrides)
-    learned = recipe.algorithm.preset if recipe.method == "policy_gradient" else "supervised learning"
+    learned = recipe.algorithm.preset if recipe.method == "policy_gradient" else f"the method {recipe.method}"
     findings.add("recipe", "ok", f"{recipe.model.name} learns {recipe.task.name} by {learned}")
     folder = recipe.run.folder
     if folder is not None and Run(folder).recipe_path.exists():

@@ -9,6 +9,8 @@ from upslope.policies.causal import CausalPolicy
 from upslope.recipe import Recipe
 from upslope.records import Batch, Prompt, Rollout, collate
 from upslope.tasks import Task
+from upslope.training.judged import judged_rows
+from upslope.training.methods import by_policy_gradient, samples
 from upslope.training.policy_gradient import minibatches
 from upslope.training.seeds import data_order
 from upslope.training.supervised import demonstration
@@ -44,8 +46,8 @@ def load_of(recipe: Recipe, policy: CausalPolicy, task: Task) -> Load:
     order = data_order(training.seed, position=0, count=count, size=len(task.prompts))
     prompts = [policy.encode(task.prompts[index]) for index in order]
     held_out = task.eval_prompts[: recipe.evaluation.num_prompts] if recipe.evaluation.every_steps else ()
-    learns = recipe.method == "policy_gradient"
-    rollouts = _full_length(prompts, recipe) if learns else _demonstrations(prompts, recipe, policy)
+    learns = by_policy_gradient(recipe)
+    rollouts = _rollouts(prompts, recipe, policy)
     batch, _ = collate(rollouts)
     steps = minibatches(batch, recipe.algorithm, seed=training.seed, step=1) if learns else iter([batch])
     cut = [_micro_batches(part, policy, training.micro_batch_tokens) for part in steps]
@@ -64,7 +66,17 @@ def _micro_batches(batch: Batch, policy: CausalPolicy, max_tokens: int) -> list[
     return [MicroBatch(policy.computed_tokens(piece), len(piece.actions)) for piece in pieces]
 
 
-def _full_length(prompts: Sequence[Prompt], recipe: Recipe) -> list[Rollout]:
+def _rollouts(prompts: Sequence[Prompt], recipe: Recipe, policy: CausalPolicy) -> list[Rollout]:
+    """A step's rows: those given, and those sampled at full length."""
+    if samples(recipe):
+        group_size = recipe.algorithm.group_size if by_policy_gradient(recipe) else 2
+        return _full_length(prompts, recipe, group_size)
+    if recipe.method in ("supervised", "inverse"):
+        return _demonstrations(prompts, recipe, policy)
+    return [row.replace(group=group) for group, p in enumerate(prompts) for row in judged_rows(policy, p)]
+
+
+def _full_length(prompts: Sequence[Prompt], recipe: Recipe, group_size: int) -> list[Rollout]:
     """Rows that were cut at max_new_tokens, all of them; what they say does not matter."""
     new = recipe.sampling.max_new_tokens
     return [
@@ -80,20 +92,21 @@ def _full_length(prompts: Sequence[Prompt], recipe: Recipe) -> list[Rollout]:
             stop_reason="length",
         )
         for group, prompt in enumerate(prompts)
-        for sample in range(recipe.algorithm.group_size)
+        for sample in range(group_size)
     ]
 
 
 def _demonstrations(prompts: Sequence[Prompt], recipe: Recipe, policy: CausalPolicy) -> list[Rollout]:
-    column = recipe.supervised.completion
+    column = recipe.supervised.completion if recipe.method == "supervised" else recipe.inverse.demonstrated
     return [demonstration(policy, prompt, column=column, group=group) for group, prompt in enumerate(prompts)]
 
 
 def in_words(recipe: Recipe, load: Load, *, num_prompts: int) -> str:
     """The arithmetic of a step and of the whole run."""
     training, settings = recipe.training, recipe.algorithm
-    if recipe.method == "supervised":
-        step = f"{load.rows} demonstrations a step, one optimiser step"
+    if not by_policy_gradient(recipe):
+        what = "demonstrations" if recipe.method == "supervised" else "rows"
+        step = f"{load.rows} {what} a step, one optimiser step"
         updates = 1
     else:
         updates = settings.epochs * settings.minibatches
@@ -112,7 +125,7 @@ def in_words(recipe: Recipe, load: Load, *, num_prompts: int) -> str:
 
 
 def _sampled(recipe: Recipe, load: Load) -> str:
-    if recipe.method == "supervised":
+    if not samples(recipe):
         return ""
     tokens = recipe.training.steps * load.rows * recipe.sampling.max_new_tokens
     return f", {recipe.training.steps * load.rows:,} rows, at most {tokens:,} sampled tokens"

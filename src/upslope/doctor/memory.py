@@ -27,6 +27,7 @@ from upslope.policies.tiny import TINY_NAMES
 from upslope.recipe import ModelSettings, Recipe
 from upslope.records import Batch, Prompt
 from upslope.training.launch import policy_of
+from upslope.training.methods import by_policy_gradient, needs_reference, samples
 from upslope.training.optimizer import apply_gradients, is_critic, make_optimizer, trainable
 
 _ROW = 64  # tokens of a trial's rows
@@ -85,12 +86,11 @@ def forecast(recipe: Recipe, policy: CausalPolicy, engine: LocalEngine, load: Lo
     are of other sizes. So both are counted; see docs/log.md for what was measured.
     """
     held = _bytes(trainable(policy.module).values())
-    learns = recipe.method == "policy_gradient"
     weights = _bytes(policy.model.parameters()) + _bytes(policy.model.buffers())
     return Forecast(
         runtime=runtime,
         weights=weights,
-        reference=weights if learns and recipe.algorithm.needs_reference and recipe.model.lora is None else 0,
+        reference=weights if needs_reference(recipe) and recipe.model.lora is None else 0,
         critic=_bytes(p for name, p in policy.module.named_parameters() if is_critic(name)),
         optimiser=_MOMENTS * held,
         **_sampling(recipe, engine, load),
@@ -100,7 +100,7 @@ def forecast(recipe: Recipe, policy: CausalPolicy, engine: LocalEngine, load: Lo
 
 def _sampling(recipe: Recipe, engine: LocalEngine, load: Load) -> dict[str, int]:
     """What the engine takes, for a step's prompts or an evaluation's."""
-    group = recipe.algorithm.group_size if recipe.method == "policy_gradient" else 0
+    group = recipe.algorithm.group_size if by_policy_gradient(recipe) else 2 * samples(recipe)
     new = recipe.sampling.max_new_tokens
     kept = [
         engine.memory(each, group_size=n, max_new_tokens=new) for each, n in ((load.prompts, group), (load.held_out, 1))

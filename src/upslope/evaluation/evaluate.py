@@ -108,7 +108,13 @@ def source_and_recipe(model: str | Path | Run) -> tuple[str, Recipe | None]:
     run = Run.open(folder)
     if not (run.model_path / "config.json").is_file():
         raise ModelError(f"{folder} has no final model yet: {run.model_path} is written when training ends")
-    return str(run.model_path), Recipe.load(run.recipe_path)
+    recipe = Recipe.load(run.recipe_path)
+    if recipe.method == "reward_model":
+        raise ModelError(
+            f"{folder} holds a reward model, which writes nothing; its accuracy stands in the run's evaluations, and "
+            f"as a reward it is named 'model:{folder}'"
+        )
+    return str(run.model_path), recipe
 
 
 def policy_to_sample(source: str, recipe: Recipe, *, labels: Sequence[str] = (), seed: int) -> Policy:

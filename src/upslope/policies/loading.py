@@ -29,6 +29,7 @@ from upslope.policies.classifier import ClassifierPolicy
 from upslope.policies.embedded import EMBEDDED, fetch
 from upslope.policies.policy import Policy
 from upslope.policies.quiet import quiet_transformers
+from upslope.policies.reward import RewardPolicy, pad_apart
 from upslope.policies.seq2seq import Seq2SeqPolicy
 from upslope.policies.tagger import TaggerPolicy
 from upslope.policies.tiny import TINY_NAMES, tiny_model
@@ -51,6 +52,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "causal": Kind(CausalPolicy, AutoModelForCausalLM, "CAUSAL_LM", labelled=False),
     "classifier": Kind(ClassifierPolicy, AutoModelForSequenceClassification, "SEQ_CLS", labelled=True),
+    "reward": Kind(RewardPolicy, AutoModelForSequenceClassification, "SEQ_CLS", labelled=True),
     "seq2seq": Kind(Seq2SeqPolicy, AutoModelForSeq2SeqLM, "SEQ_2_SEQ_LM", labelled=False),
     "tagger": Kind(TaggerPolicy, AutoModelForTokenClassification, "SEQ_CLS", labelled=True),
 }
@@ -149,7 +151,7 @@ def load_model(
             config = AutoConfig.from_pretrained(source, **options)
             headed = _headed(config, kind)
             if KINDS[kind].labelled:
-                _check_labels(name, config, labels, headed=headed)
+                _check_labels(name, config, labels, headed=headed, named=kind != "reward")
             options |= {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, **head}
             model, found = KINDS[kind].model.from_pretrained(source, output_loading_info=True, **options)
     except ModelError:
@@ -157,22 +159,28 @@ def load_model(
     except Exception as error:  # Transformers raises many kinds; each means that this model cannot be used
         raise _unusable(name, error) from error
     _check_complete(name, _trunk_only(model, found) if KINDS[kind].labelled and not headed else found)
+    if kind == "reward" and not headed:
+        pad_apart(model, tokenizer)
     _make_savable(model)
     return model, tokenizer
 
 
 def _headed(config: Any, kind: str) -> bool:
     """Whether the model was saved with a head of this kind."""
-    suffix = {"classifier": "ForSequenceClassification", "tagger": "ForTokenClassification"}.get(kind, "")
+    of_texts = "ForSequenceClassification"
+    suffix = {"classifier": of_texts, "reward": of_texts, "tagger": "ForTokenClassification"}.get(kind, "")
     return any(str(name).endswith(suffix) for name in config.architectures or ())
 
 
-def _check_labels(name: str, config: Any, labels: Sequence[str], *, headed: bool) -> None:
-    """A head that was trained must have the task's labels, in their order; a new one needs some."""
+def _check_labels(name: str, config: Any, labels: Sequence[str], *, headed: bool, named: bool) -> None:
+    """A head that was trained must have the task's labels, in their order (where not named, their number); a new one
+    needs some."""
     if not headed and not labels:
         raise ModelError(f"model {name!r} has no head for labels, and the task names no labels to make one for")
     own = [config.id2label[index] for index in sorted(config.id2label)]
-    if headed and labels and own != list(labels):
+    if headed and not named and len(own) != len(labels):
+        raise ModelError(f"model {name!r} gives {len(own)} scores to a text, but a reward model gives one")
+    if headed and named and labels and own != list(labels):
         raise ModelError(f"model {name!r} was trained to choose between {own}, but the task has {list(labels)}")
 
 

@@ -107,10 +107,10 @@ def _plan(recipe: str, run: Run) -> dict[str, Any]:
         values = tomllib.loads(recipe)
     except tomllib.TOMLDecodeError as error:
         raise CheckpointError(f"{run.recipe_path} is not TOML: {error}; is {run.folder} a run folder?") from error
-    supervised = values.get("method") == "supervised"
+    method = values.get("method", "policy_gradient")
     names = {"model": ("model", "name"), "task": ("task", "name"), "total_steps": ("training", "steps")}
     plan = {name: _setting(values, *path) for name, path in names.items()}
-    return plan | {"method": "supervised" if supervised else _setting(values, "algorithm", "preset")}
+    return plan | {"method": _setting(values, "algorithm", "preset") if method == "policy_gradient" else str(method)}
 
 
 def _setting(values: Mapping[str, Any], section: str, name: str) -> Any:

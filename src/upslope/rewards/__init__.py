@@ -9,7 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from upslope.rewards.demonstrated import implicit as implicit
+    from upslope.rewards.demonstrated import inverse_q as inverse_q
     from upslope.rewards.language_model import likelihood as likelihood
+    from upslope.rewards.learned import reward_model as reward_model
     from upslope.rewards.numbers import brevity as brevity
     from upslope.rewards.numbers import closeness as closeness
     from upslope.rewards.numbers import correct as correct
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
     from upslope.rewards.terms import RewardTerm as RewardTerm
 
 _HOME_OF = {
+    "implicit": "demonstrated",
+    "inverse_q": "demonstrated",
     "likelihood": "language_model",
     "brevity": "numbers",
     "closeness": "numbers",
@@ -61,6 +66,7 @@ _HOME_OF = {
     "rouge_1": "overlap",
     "rouge_2": "overlap",
     "rouge_l": "overlap",
+    "reward_model": "learned",
     "contains": "rules",
     "cost_matrix": "rules",
     "ends_with": "rules",

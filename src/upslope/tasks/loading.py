@@ -13,16 +13,22 @@ from typing import Any
 from upslope.errors import RecipeError
 from upslope.recipe import Recipe
 from upslope.rewards import numbers, overlap, rules, spans
+from upslope.rewards.demonstrated import implicit, inverse_q
 from upslope.rewards.language_model import likelihood
+from upslope.rewards.learned import reward_model
 from upslope.rewards.terms import RewardTerm, parameters
 from upslope.tasks.arithmetic import arithmetic
 from upslope.tasks.files import from_file
 from upslope.tasks.labelled import labelled
+from upslope.tasks.preferences import preferences
 from upslope.tasks.reasoning_gym import reasoning_gym
 from upslope.tasks.task import Task
 
 IN_MEMORY = "in-memory"
 """What a recipe names as its task when the task was given as a Python object."""
+
+MODEL = "model:"
+"""What a reward's name begins with where it is a reward model's run or folder."""
 
 Spec = str | Mapping[str, Any] | Callable[..., Any] | RewardTerm
 
@@ -30,6 +36,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "arithmetic": arithmetic,
     "file": from_file,
     "labelled": labelled,
+    "preferences": preferences,
     "reasoning-gym": reasoning_gym,
 }
 
@@ -40,6 +47,8 @@ RULES: dict[str, Callable[..., Any]] = {
     "cost_matrix": rules.cost_matrix,
     "ends_with": rules.ends_with,
     "exact_match": rules.exact_match,
+    "implicit": implicit,
+    "inverse_q": inverse_q,
     "json_parsable": rules.json_parsable,
     "length_penalty": rules.length_penalty,
     "likelihood": likelihood,
@@ -48,6 +57,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "overlong_penalty": rules.overlong_penalty,
     "regex_match": rules.regex_match,
     "repetition_penalty": rules.repetition_penalty,
+    "reward_model": reward_model,
     "rouge_1": overlap.rouge_1,
     "rouge_2": overlap.rouge_2,
     "rouge_l": overlap.rouge_l,
@@ -86,7 +96,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
         if options:
             raise RecipeError(f"task {name!r} is ready made and takes no options, but got {', '.join(options)}")
         return made
-    if made in (from_file, labelled):
+    if made in (from_file, labelled, preferences):
         options = _reward_options(options)
     _check_options(name, made, options)
     task = made(**options)
@@ -112,6 +122,8 @@ def task_of(recipe: Recipe, task: Task | None = None) -> Task:
 
 def load_terms(specs: Spec | Sequence[Spec]) -> tuple[RewardTerm, ...]:
     """Reward terms from names: `correct`, `numeric_answer`, `package.module:name`; or tables with more settings.
+
+    `model:RUN` is the reward model of a run, or of a model's folder: `reward_model` with that model.
 
     A table has `function` and may have `weight` and `name`; its other keys are options of a built-in rule, as in
     `{function = "numeric_answer", column = "final", weight = 0.5}`. Callables and terms pass through.
@@ -169,6 +181,8 @@ def _load_term(spec: Spec) -> RewardTerm:
 
 
 def _named_function(name: str, options: dict[str, Any]) -> Callable[..., Any]:
+    if name.startswith(MODEL):
+        name, options = "reward_model", {"model": name.removeprefix(MODEL), **options}
     if name in RULES:
         _check_options(name, RULES[name], options)
         return RULES[name](**options)  # type: ignore[no-any-return]

@@ -138,16 +138,23 @@ def _take_completion(columns: dict[str, Any], name: str | None) -> None:
     key = name or "completion"
     if key not in columns:
         return
-    value = columns.pop(key)
+    columns["completion"] = completion_text(columns.pop(key), key)
+
+
+def completion_text(value: Any, column: str) -> str:
+    """The text of a completion that a column holds: text, or a chat of one message.
+
+    Raises: UnusableError for anything else, and for an empty one.
+    """
     if isinstance(value, list | tuple):
-        messages = _messages(value, key)
+        messages = _messages(value, column)
         if len(messages) != 1:
-            raise UnusableError(f"a {key!r} of several messages")
+            raise UnusableError(f"a {column!r} of several messages")
         value = messages[0]["content"]
     if not isinstance(value, str):
-        raise UnusableError(f"a {key!r} of type {type(value).__name__}")
-    _check_text(value, key)
-    columns["completion"] = value
+        raise UnusableError(f"a {column!r} of type {type(value).__name__}")
+    _check_text(value, column)
+    return value
 
 
 def _check_text(text: str, column: str) -> None:

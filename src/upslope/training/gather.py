@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -16,6 +17,14 @@ from upslope.training.seeds import data_order, generator
 from upslope.training.session import Session
 
 EQUAL = "equal scores"
+
+
+class Scoring(Protocol):
+    """What gives rollouts their rewards, or a failure: the task's Scorer, or a discriminator."""
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """The same rollouts in the same order, each with rewards and metrics, or with a failure."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +51,15 @@ class Experience:
         return any(reason != EQUAL for reason in self.dropped)
 
 
-def gather(session: Session, *, step: int) -> Experience:
-    """Sample and score training.prompts_per_step groups.
+def gather(session: Session, *, step: int, scorer: Scoring | None = None) -> Experience:
+    """Sample and score training.prompts_per_step groups, by the task's rewards unless another scorer is given.
 
     Samples whose reward failed are dropped and counted. With dynamic sampling, groups whose scores are all equal are
     dropped and replaced from further prompts, up to max_resamples times.
     """
     settings, training = session.recipe.algorithm, session.recipe.training
-    assert session.scorer is not None
+    scorer = scorer or session.scorer
+    assert scorer is not None
     kept: list[Rollout] = []
     dropped: Counter[str] = Counter()
     equal: list[bool] = []
@@ -67,7 +77,7 @@ def gather(session: Session, *, step: int) -> Experience:
         )
         sampled = time.perf_counter()
         with span("reward"):
-            scored = _noisy(session, session.scorer.score(rollouts), step, attempt)
+            scored = _noisy(session, scorer.score(rollouts), step, attempt)
         rollout_s, reward_s = rollout_s + sampled - started, reward_s + time.perf_counter() - sampled
         prompt_tokens += sum(map(len, {rollout.prompt.tokens for rollout in rollouts}))
         sampled_tokens += sum(len(rollout.actions) for rollout in rollouts)

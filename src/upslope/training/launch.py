@@ -23,6 +23,7 @@ from upslope.kernels import gemm
 from upslope.kernels.memory import freed_memory_kept
 from upslope.policies.loading import load_policy
 from upslope.policies.policy import Policy
+from upslope.policies.reward import LABELS
 from upslope.recipe import Recipe
 from upslope.records import Prompt
 from upslope.report.run import Run
@@ -31,10 +32,11 @@ from upslope.rewards import Scorer
 from upslope.tasks import Task, task_of
 from upslope.tasks.loading import IN_MEMORY
 from upslope.tasks.prompts import usable
-from upslope.training import policy_gradient, supervised
+from upslope.training.adversarial import attach_discriminator
 from upslope.training.checkpoint import Checkpoint, load_latest
 from upslope.training.interrupts import Interrupted, Interrupts
 from upslope.training.memory import refusals_named
+from upslope.training.methods import by_policy_gradient, given_check, loop_of, measured_by, needs_reference, samples
 from upslope.training.optimizer import make_optimizer
 from upslope.training.session import Session, TrainState
 
@@ -105,6 +107,7 @@ def launch(
     check_task(recipe, task)
     _seed_everything(recipe.training.seed)
     policy = policy_of(recipe, task.labels)
+    discriminator = attach_discriminator(recipe, policy)
     task, cut = check_prompts(recipe, policy, task)
     optimizer = make_optimizer(policy.module, recipe.optimizer)
     run = resumed or Run.create(recipe.run.folder or _fresh_folder(recipe, task), recipe.to_toml())
@@ -125,12 +128,13 @@ def launch(
             trackers=[opened],
             interrupts=stack.enter_context(Interrupts()),
             state=TrainState(kl_coef=recipe.algorithm.kl_coef),
+            measured_by=measured_by(recipe, task),
+            discriminator=discriminator,
         )
         if resumed is not None:
             _continue(session, checkpoint)
         _log_start(session, cut)
-        loop = policy_gradient.train if recipe.method == "policy_gradient" else supervised.train
-        return _guarded(session, loop)
+        return _guarded(session, loop_of(recipe))
 
 
 def _continue(session: Session, checkpoint: Checkpoint | None) -> None:
@@ -175,15 +179,16 @@ def _guarded(session: Session, loop: Callable[[Session], None]) -> Run:
 
 def policy_of(recipe: Recipe, labels: Sequence[str] = ()) -> Policy:
     """The policy a recipe names, with the critic and the reference that its method needs, for a task's labels."""
-    settings, learns = recipe.model, recipe.method == "policy_gradient"
+    settings, learns = recipe.model, by_policy_gradient(recipe)
+    scores = recipe.method == "reward_model"
     return load_policy(
         settings.name,
-        kind=settings.kind,
-        labels=labels,
+        kind="reward" if scores else settings.kind,
+        labels=LABELS if scores else labels,
         max_length=settings.max_length,
         mark_case=settings.mark_case,
         critic=settings.critic if recipe.algorithm.needs_critic and learns else None,
-        keep_reference=recipe.algorithm.needs_reference and learns,
+        keep_reference=needs_reference(recipe),
         dtype=settings.dtype,
         lora=settings.lora.model_dump() if settings.lora else None,
         freeze=settings.freeze,
@@ -202,8 +207,10 @@ def _kernels(session: Session) -> dict[str, str]:
 
 
 def _scorer(recipe: Recipe, task: Task, stack: ExitStack) -> Scorer | None:
-    """The reward functions' worker; a supervised run without evaluation needs none."""
-    if recipe.method == "supervised" and not recipe.evaluation.every_steps:
+    """The reward functions' worker, where what the policy writes is rewarded or evaluated."""
+    online = recipe.method == "preference" and recipe.preference.pairs == "online"
+    evaluated = recipe.evaluation.every_steps is not None and measured_by(recipe, task) is None
+    if not (recipe.method == "policy_gradient" or online or evaluated):
         return None
     reward = recipe.reward
     return stack.enter_context(Scorer(task.terms, timeout_s=reward.timeout_s, isolation=reward.isolation))
@@ -237,9 +244,7 @@ def check_prompts(recipe: Recipe, policy: Policy, task: Task) -> tuple[Task, int
 
     Raises: DataError naming the prompt, unless the task is not strict: it is then left out and counted in `skipped`.
     """
-
-    def learnable(prompt: Prompt) -> None:
-        supervised.demonstration(policy, prompt, column=recipe.supervised.completion, group=0)
+    given = given_check(recipe, policy)
 
     def answerable(prompt: Prompt) -> None:
         encoded = policy.encode(prompt)
@@ -250,9 +255,14 @@ def check_prompts(recipe: Recipe, policy: Policy, task: Task) -> tuple[Task, int
                 f"{max(0, room)}, but sampling.max_new_tokens = {wanted}; shorten it, or leave it out"
             )
 
-    prompts, lost = usable(task.prompts, learnable if recipe.method == "supervised" else answerable, strict=task.strict)
+    def learnable(prompt: Prompt) -> None:
+        given(prompt)
+        if samples(recipe):
+            answerable(prompt)
+
+    prompts, lost = usable(task.prompts, learnable, strict=task.strict)
     held_out, more = list(task.eval_prompts), Counter[str]()
-    if recipe.evaluation.every_steps:
+    if recipe.evaluation.every_steps and measured_by(recipe, task) is None:
         held_out, more = usable(held_out, answerable, strict=task.strict)
     if lost or more:
         skipped = Counter(task.skipped) + lost + more
@@ -272,6 +282,6 @@ def check_task(recipe: Recipe, task: Task) -> None:
 
 def _fresh_folder(recipe: Recipe, task: Task) -> Path:
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = recipe.algorithm.preset if recipe.method == "policy_gradient" else "supervised"
+    name = recipe.algorithm.preset if recipe.method == "policy_gradient" else recipe.method
     safe_name = re.sub(r"[^\w.-]+", "-", task.name)
     return Path("runs") / f"{stamp}-{name}-{safe_name}"

@@ -15,19 +15,24 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW in three groups: weights; norms and biases, without decay; the value head, at its own learning rate."""
+    """AdamW in groups: weights; norms and biases, without decay; the value head and a discriminator, at their own
+    learning rates."""
     weights: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     head: list[nn.Parameter] = []
+    discriminator: list[nn.Parameter] = []
     for name, parameter in trainable(module).items():
         if name.startswith("value_head."):
             head.append(parameter)
+        elif name.startswith("discriminator"):
+            discriminator.append(parameter)
         else:
             (weights if parameter.dim() > 1 else plain).append(parameter)
     groups = [
         {"params": weights, "base_lr": settings.lr, "weight_decay": settings.weight_decay},
         {"params": plain, "base_lr": settings.lr, "weight_decay": 0.0},
         {"params": head, "base_lr": settings.critic_lr, "weight_decay": 0.0},
+        {"params": discriminator, "base_lr": settings.discriminator_lr, "weight_decay": 0.0},
     ]
     filled = [group for group in groups if group["params"]]
     return torch.optim.AdamW(filled, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)

@@ -35,11 +35,10 @@ def train(session: Session) -> None:
             state = dataclasses.replace(session.state, step=step, position=experience.position)
             state, metrics = attempt(session, experience, state)
             session.load_engine(step)
-        updates = int(metrics.get("updates", 0)) + int(metrics.get("updates_skipped", 0))
         metrics = (
             describe(experience, expected=session.recipe.algorithm.expected)
             | metrics
-            | time_metrics(seconds, token_counts(session, experience, updates=updates))
+            | time_metrics(seconds, token_counts(session, experience, metrics))
         )
         state = dataclasses.replace(
             state,
@@ -264,11 +263,12 @@ def describe(experience: Experience, *, expected: bool) -> dict[str, float | str
     return metrics
 
 
-def token_counts(session: Session, experience: Experience, *, updates: int) -> dict[str, int]:
+def token_counts(session: Session, experience: Experience, metrics: Mapping[str, float | str]) -> dict[str, int]:
     """Tokens that each phase of the step had to compute; rows trained on in several epochs count in each.
 
-    Fewer updates than epochs times minibatches were made where algorithm.kl_stop ended the step.
+    metrics: the step's own; fewer updates than epochs times minibatches were made where algorithm.kl_stop ended it.
     """
+    updates = int(metrics.get("updates", 0)) + int(metrics.get("updates_skipped", 0))
     rollouts = learned_from(session, experience)
     passes = updates / max(1, min(session.recipe.algorithm.minibatches, len({rollout.group for rollout in rollouts})))
     return {

@@ -7,7 +7,7 @@ import hashlib
 import shutil
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from upslope.engines.engine import Engine
 from upslope.errors import CheckpointError, DivergenceError
 from upslope.evaluation.metrics import Measurement, measure
 from upslope.policies.policy import Policy
+from upslope.policies.reward import RewardPolicy
 from upslope.policies.sampling import Sampling
 from upslope.recipe import Recipe
 from upslope.records import Prompt, Rollout
@@ -66,7 +67,11 @@ class TrainState:
 
 @dataclass
 class Session:
-    """One training run in progress. Loops call `settle` before each step and `finish_step` after it."""
+    """One training run in progress. Loops call `settle` before each step and `finish_step` after it.
+
+    measured_by: what evaluates the model where it is not the task's metric of samples. discriminator: of adversarial
+    imitation; its weights are the policy module's.
+    """
 
     recipe: Recipe
     run: Run
@@ -79,6 +84,8 @@ class Session:
     trackers: Sequence[Tracker]
     interrupts: Interrupts
     state: TrainState
+    measured_by: Callable[[Session], Measurement] | None = None
+    discriminator: RewardPolicy | None = None
     base: str = ""
     stop_reason: str = ""
     alarms: Alarms = field(default_factory=Alarms)
@@ -167,7 +174,9 @@ class Session:
         return {"pieces": [self.policy.pieces(rollout.actions) for rollout in rollouts]}
 
     def measure(self) -> Measurement:
-        """The task's metric on its held-out prompts, decoded as [evaluation] says."""
+        """The task's metric on its held-out prompts, decoded as [evaluation] says; or what the method measures."""
+        if self.measured_by is not None:
+            return self.measured_by(self)
         assert self.scorer is not None
         if self._engine_step != self.state.step:
             self.load_engine(self.state.step)
@@ -308,6 +317,8 @@ class Session:
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             self.policy.save(temporary)
+            if self.discriminator is not None:
+                self.discriminator.save(temporary / "discriminator")
             critic = {name: p.detach() for name, p in trainable(self.policy.module).items() if is_critic(name)}
             if critic:
                 save_file(critic, temporary / "critic.safetensors")

@@ -152,22 +152,43 @@ def step_weights(batch: Batch, settings: AlgorithmSettings, *, constant_length: 
     )
 
 
-def pieces(policy: Policy, batch: Batch, *, max_tokens: int) -> Iterator[Piece]:
-    """The batch cut into micro-batches: which rows, which of the batch's actions, and the piece itself."""
+def pieces(policy: Policy, batch: Batch, *, max_tokens: int, whole: bool = False) -> Iterator[Piece]:
+    """The batch cut into micro-batches: which rows, which of the batch's actions, and the piece itself.
+
+    whole: the rows of a group stay together and adjacent, in their order, even where they exceed max_tokens.
+    """
     action_rows = torch.arange(len(batch.actions)).split(batch.num_actions.tolist())
-    for rows in policy.micro_batches(batch, max_tokens=max_tokens):
+    planned = whole_groups(policy, batch, max_tokens=max_tokens) if whole else None
+    for rows in planned or policy.micro_batches(batch, max_tokens=max_tokens):
         yield rows, torch.cat([action_rows[row] for row in rows.tolist()]), batch.select(rows)
 
 
+def whole_groups(policy: Policy, batch: Batch, *, max_tokens: int) -> list[Tensor]:
+    """Row indices of micro-batches of whole groups, for losses that compare a group's rows. As many as the policy
+    computes at most max_tokens for; a larger group stands alone."""
+    groups: dict[int, list[int]] = {}
+    for row, group in enumerate(batch.group.tolist()):
+        groups.setdefault(group, []).append(row)
+    lengths = batch.row_lengths.tolist()
+    cut: list[list[int]] = []
+    for rows in sorted(groups.values(), key=lambda rows: (-max(lengths[row] for row in rows), rows)):
+        joined = [*cut[-1], *rows] if cut else rows
+        if cut and len(policy.micro_batches(batch.select(joined), max_tokens=max_tokens)) == 1:
+            cut[-1] = joined
+        else:
+            cut.append(rows)
+    return [torch.tensor(rows) for rows in cut]
+
+
 def accumulate(
-    policy: Policy, batch: Batch, *, max_tokens: int, terms_of: Callable[[Batch, Tensor], Terms]
+    policy: Policy, batch: Batch, *, max_tokens: int, terms_of: Callable[[Batch, Tensor], Terms], whole: bool = False
 ) -> dict[str, float]:
     """Gradients of the batch, one micro-batch at a time, and the sums of the loss's parts.
 
-    terms_of(piece, index) scores one piece; index [m] says which of the batch's actions it holds.
+    terms_of(piece, index) scores one piece; index [m] says which of the batch's actions it holds. whole: see `pieces`.
     """
     sums: dict[str, float] = {}
-    for _, index, piece in pieces(policy, batch, max_tokens=max_tokens):
+    for _, index, piece in pieces(policy, batch, max_tokens=max_tokens, whole=whole):
         with span("forward"):
             terms = terms_of(piece, index)
         with span("backward"):

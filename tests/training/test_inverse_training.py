@@ -1,0 +1,173 @@
+"""IQ-Learn on demonstrations of a format: the loss from plain logits, what its rewards tell apart, and RL on them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import upslope
+from upslope.errors import DataError, RecipeError
+from upslope.recipe import Recipe
+from upslope.records import collate
+from upslope.rewards import RewardTerm, Scorer, implicit, inverse_q, reward_model
+from upslope.tasks import Task
+from upslope.training import inverse
+from upslope.training.launch import policy_of
+from upslope.training.supervised import demonstration
+from upslope.training.update import accumulate
+
+QUICK = {"trackers": [], "isolation": "none", "checkpoint_every_steps": "none"}
+WORDS = ("sea", "sky", "fog", "oak", "ice", "elk", "owl", "yew", "ash", "bee", "cat", "dew")
+
+
+def demonstrated(words):
+    """The format: the word in brackets."""
+    return [{"prompt": f"say {word}", "completion": f"[{word}]"} for word in words]
+
+
+def plain_logits(model, row):
+    return model(torch.tensor([row.tokens])).logits[0][list(row.positions)].double()
+
+
+def test_the_loss_is_its_formula_from_plain_logits_at_any_micro_batch():
+    """CHECKS 24, 29: V - Q + c (Q - gamma V')^2, mean over actions, with V after the end 0."""
+    recipe = Recipe.resolve({"method": "inverse"}, {"model.name": "tiny-llama", "discount": 0.9, "reward_price": 0.2})
+    policy = policy_of(recipe)
+    task = Task(prompts=demonstrated(WORDS[:5]))
+    rows = [demonstration(policy, p, column="completion", group=i) for i, p in enumerate(task.prompts)]
+    terms = []
+    for row in rows:
+        logits = plain_logits(policy.model, row)
+        q, v = logits[range(len(row.actions)), list(row.actions)], logits.logsumexp(1)
+        following = [*v[1:], 0.0]
+        terms += [b - a + 0.2 * (a - 0.9 * c) ** 2 for a, b, c in zip(q, v, following, strict=True)]
+    expected = sum(terms) / len(terms)
+    expected.backward()
+    wanted = {name: p.grad.clone() for name, p in policy.module.named_parameters() if p.grad is not None}
+    batch, _ = collate(rows)
+
+    class Given:
+        pass
+
+    session = Given()
+    session.recipe, session.policy = recipe, policy
+    for budget in (1, 10_000):
+        policy.module.zero_grad()
+        kept = {}
+
+        def keep(_, __, *, step, terms_of, kept=kept):
+            kept["terms_of"] = terms_of
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inverse, "take_step", keep)
+            inverse.fit(session, batch, step=1)
+        parts = accumulate(policy, batch, max_tokens=budget, terms_of=kept["terms_of"])
+        assert parts["loss"] == pytest.approx(expected.item(), rel=1e-5)
+        for name, parameter in policy.module.named_parameters():
+            assert_close(parameter.grad, wanted[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A run on demonstrations of the format, and the supervised run beside it; both from the same tiny model."""
+    folder = tmp_path_factory.mktemp("inverse")
+    task = Task(prompts=demonstrated(WORDS), eval_prompts=demonstrated(["fen", "hay", "ivy", "jay", "kit", "lea"]))
+    settings = {"steps": 60, "prompts_per_step": 12, "lr": 3e-3, "max_new_tokens": 8, **QUICK}
+    run = upslope.train(model="tiny-llama", task=task, run=folder / "iq", method="inverse", every_steps=60, **settings)
+    start = policy_of(Recipe.resolve({}, {"model.name": "tiny-llama"}))
+    start.save(folder / "start")
+    return run, folder / "start"
+
+
+def test_held_out_demonstrations_are_told_from_the_models_own_samples(learned):
+    """AUC >= .9 by the implicit reward; nothing is known before training."""
+    run, _ = learned
+    before, after = run.events("reward_report")
+    assert after["auc_implicit"] >= 0.9
+    assert before["auc_implicit"] == pytest.approx(0.5)
+    assert run.metrics["evaluate/metric"][60] >= 0.9
+    assert run.metrics["nll"][60] < 0.5 * run.metrics["nll"][1]
+
+
+def test_a_price_on_rewards_keeps_the_recovered_ones_small(learned):
+    run, _ = learned
+    square = run.metrics["recovered_reward_square"]
+    assert square[60] < square[1]
+
+
+def test_the_rewards_are_functions_of_the_ordinary_signature(learned):
+    """Row sums and per-action values, against plain forwards; in a reward worker by the run's name."""
+    run, start = learned
+    policy = policy_of(Recipe.resolve({}, {"model.name": str(run.model_path)}))
+    task = Task(prompts=["say sea"])
+    rows = [policy.demonstration(task.prompts[0], text) for text in ("[sea]", "qq")]
+    terms = [RewardTerm(inverse_q(str(run.folder))), RewardTerm(implicit(str(run.folder), str(start), scale=0.5))]
+    with Scorer(terms, timeout_s=60.0) as scorer:
+        scored = scorer.score(rows)
+    reference = policy_of(Recipe.resolve({}, {"model.name": "tiny-llama"}))
+    for row in scored:
+        given = policy.demonstration(task.prompts[0], row.text)
+        with torch.no_grad():
+            logits, old = plain_logits(policy.model, given), plain_logits(reference.model, given)
+        taken = range(len(given.actions)), list(given.actions)
+        logprob = logits.log_softmax(1)[taken].sum()
+        assert row.metrics["inverse_q"] == pytest.approx(float(logprob + logits[0].logsumexp(0)), abs=1e-3)
+        ratio = logprob - old.log_softmax(1)[taken].sum()
+        assert row.metrics["implicit"] == pytest.approx(0.5 * float(ratio), abs=1e-3)
+    assert scored[0].score > scored[1].score
+    per_action = inverse_q(str(run.folder), per_action=True)
+    ids = [list(policy.demonstration(task.prompts[0], row.text).actions) for row in rows]
+    values = per_action(prompts=["say sea"] * 2, completions=[row.text for row in rows], completion_ids=ids)
+    assert [len(row) for row in values] == [len(row) for row in ids]
+    assert [sum(row) for row in values] == pytest.approx([row.metrics["inverse_q"] for row in scored], abs=1e-3)
+
+
+def test_policy_gradient_on_the_recovered_reward_raises_it(learned, tmp_path):
+    run, start = learned
+    reward = {"function": "implicit", "model": str(run.folder), "reference": str(start)}
+    recipe = Recipe.resolve({"reward": {"functions": [reward]}})
+    settings = {"algorithm": "grpo", "group_size": 4, "steps": 20, "prompts_per_step": 4, "max_new_tokens": 6}
+    rl = upslope.train(
+        model="tiny-llama",
+        task=Task(prompts=demonstrated(WORDS)),
+        recipe=recipe,
+        run=tmp_path / "rl",
+        lr=3e-3,
+        **settings,
+        **QUICK,
+    )
+    rewards = list(rl.metrics["reward"].values())
+    assert sum(rewards[-5:]) > sum(rewards[:5])
+
+
+@pytest.fixture(scope="module", params=["airl", "gail"])
+def adversarial(request, tmp_path_factory):
+    """A run against a discriminator on the demonstrations of the format."""
+    task = Task(prompts=demonstrated(WORDS), eval_prompts=demonstrated(["fen", "hay", "ivy", "jay"]))
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    settings = {"algorithm": "rloo", "kl": "off", "group_size": 4, "steps": 12, "prompts_per_step": 6, "lr": 1e-3}
+    settings |= {"max_new_tokens": 8, "discriminator_lr": 3e-3, "every_steps": 12, "warmup_steps": 1, **QUICK}
+    return upslope.train(
+        model="tiny-llama", task=task, run=folder, method="inverse", learner=request.param, **settings
+    ), request.param
+
+
+def test_a_discriminator_begins_without_knowledge_learns_and_is_a_reward_model(adversarial):
+    """AIRL's first pay is 0 on average by its offset, GAIL's log 2; held-out demonstrations are then told apart."""
+    run, learner = adversarial
+    reward, loss = run.metrics["reward"], run.metrics["loss_discriminator"]
+    assert reward[1] == pytest.approx(0.0 if learner == "airl" else 0.69, abs=0.5)
+    assert loss[12] < loss[1]
+    *_, report = run.events("reward_report")
+    assert report["auc_discriminator"] >= 0.9
+    scores = reward_model(f"{run.model_path}/discriminator")(["say sea"] * 2, ["[sea]", "qqqqqqqq"])
+    assert scores[0] > scores[1]
+    assert run.metrics["grad_norm"][12] > 0
+
+
+def test_bad_input_is_refused(tmp_path):
+    with pytest.raises(DataError, match="prompt 0 has no column 'completion'"):
+        upslope.train(model="tiny-llama", task=Task(prompts=["x"]), method="inverse", run=tmp_path / "run", **QUICK)
+    with pytest.raises(RecipeError, match="rewards are recovered from a 'causal' one"):
+        Recipe.resolve({"method": "inverse", "model": {"kind": "seq2seq"}})
