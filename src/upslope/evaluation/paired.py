@@ -48,11 +48,11 @@ class Pairs:
 class Difference:
     """J(b) - J(a) with standard error, interval and verdict.
 
-    interval is what `method` gives; bootstrap (of clusters) stands beside a t interval. test: the exact test, where
-    few clusters differ. non_inferiority: p-value against "b is worse by the margin", of a t interval. num_samples
-    counts both models' samples, num_samples_unpaired what plain averaging over independent prompts needs for the same
-    se (None where that is 0). sd: of one prompt's difference, clusters allowed for. control_share: variance that the
-    control left. notes name every fallback and why.
+    interval is what `method` gives; bootstrap (of clusters) stands beside a t interval, unless all differences are
+    equal. test: the exact test, where few clusters differ. non_inferiority: p-value against "b is worse by the margin",
+    of a t interval. num_samples counts both models' samples, num_samples_unpaired what plain averaging over independent
+    prompts needs for the same se (None where that is 0). sd: of one prompt's difference, clusters allowed for.
+    control_share: variance that the control left. notes name every fallback and why.
     """
 
     estimate: float
@@ -105,8 +105,9 @@ def difference(
         interval = _interval(pairs, values, mean, method, confidence, bounds, tuned_for)
     test = bootstrap = worse = None
     if method == "t":
-        resampled = cluster_bootstrap(values, pairs.clusters, confidence=confidence, seed=seed)
-        bootstrap = Interval(float(mean.estimate), *resampled)
+        if not unanimous:  # which any resample would be as well
+            resampled = cluster_bootstrap(values, pairs.clusters, confidence=confidence, seed=seed)
+            bootstrap = Interval(float(mean.estimate), *resampled)
         test = _exact_test(pairs, seed)
         worse = None if margin is None else _worse(mean, margin, spread, unanimous)
     if test is not None:
