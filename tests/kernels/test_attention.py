@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from upslope.kernels.attention import PAGE, Heads, LayerCache, Places, attend_native, attend_torch
+from upslope.kernels.attention import PAGE, Heads, LayerCache, Places, make_attend
 
 SHAPES = [
     Heads(queries=9, keys=3, dim=64, scale=0.125),
@@ -16,6 +16,11 @@ SHAPES = [
     Heads(queries=5, keys=1, dim=64, scale=0.125),
     Heads(queries=6, keys=1, dim=33, scale=0.2),
 ]
+
+
+@pytest.fixture(params=["native", "torch"])
+def attend(request):
+    return make_attend(request.param)
 
 
 def scene(heads, positions, *, seed=0):
@@ -70,7 +75,6 @@ def by_hand(qkv, rotation, cache, places, heads, window):
     return torch.stack(rows).view(len(qkv), -1)
 
 
-@pytest.mark.parametrize("attend", [attend_native, attend_torch])
 @pytest.mark.parametrize("heads", SHAPES)
 @pytest.mark.parametrize("window", [None, 1, 5, 40])
 @pytest.mark.parametrize("rotary", [0, 1.0, 0.5])
@@ -83,7 +87,6 @@ def test_attention_is_its_definition(attend, heads, window, rotary):
     assert_close(actual.double(), expected, rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize("attend", [attend_native, attend_torch])
 def test_the_new_token_enters_the_cache_and_nothing_else_changes(attend):
     heads, positions = SHAPES[0], [2, PAGE + 1]
     qkv, cache, places = scene(heads, positions)
@@ -99,7 +102,6 @@ def test_the_new_token_enters_the_cache_and_nothing_else_changes(attend):
     assert torch.equal(cache.values, before.values)
 
 
-@pytest.mark.parametrize("attend", [attend_native, attend_torch])
 def test_scores_far_apart_neither_overflow_nor_vanish(attend):
     """One key takes all the weight at scores of +-1e4; the exponential is exact to rounding where weights are mixed."""
     heads = Heads(queries=1, keys=1, dim=16, scale=1.0)
@@ -109,7 +111,6 @@ def test_scores_far_apart_neither_overflow_nor_vanish(attend):
     assert_close(attend(qkv, None, cache, places, heads, None).double(), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("attend", [attend_native, attend_torch])
 def test_a_row_that_is_not_finite_spoils_no_other(attend):
     heads, positions = SHAPES[0], [4, 17, 30]
     qkv, cache, places = scene(heads, positions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -71,22 +72,10 @@ class Attend(Protocol):
 
 def make_attend(kernel: str) -> Attend:
     """The compiled attention for the compiled linear kernel, PyTorch's for every other."""
-    return attend_native if kernel == "native" else attend_torch
+    return partial(attend_native, native()) if kernel == "native" else attend_torch
 
 
 def attend_native(
-    qkv: Tensor,
-    rotation: tuple[Tensor, Tensor] | None,
-    cache: LayerCache,
-    places: Places,
-    heads: Heads,
-    window: int | None,
-) -> Tensor:
-    """Attend by native.cpp, in float32 on a CPU."""
-    return attend_by(native(), qkv, rotation, cache, places, heads, window)
-
-
-def attend_by(
     library: ctypes.CDLL,
     qkv: Tensor,
     rotation: tuple[Tensor, Tensor] | None,
@@ -95,7 +84,7 @@ def attend_by(
     heads: Heads,
     window: int | None,
 ) -> Tensor:
-    """Attend by a build of native.cpp."""
+    """Attend by a build of native.cpp, in float32 on a CPU."""
     assert qkv.shape[1] == heads.features
     out = torch.empty(len(qkv), heads.queries * heads.dim, **FLOATS)
     rotary = rotation[0].shape[1] if rotation else 0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from upslope.errors import KernelError
-from upslope.kernels.attention import PAGE, Heads, LayerCache, Places, attend_by, attend_torch
+from upslope.kernels.attention import PAGE, Heads, LayerCache, Places, attend_native, attend_torch
 from upslope.kernels.build import FLOATS, pointer, sizes
 
 _ROWS = (1, 7, 29)  # tiles of every height up to the widest registers' 12, alone and behind others
@@ -51,7 +51,7 @@ def _attention_agrees(library: ctypes.CDLL, group: int, window: int | None, gene
     angles = _random((rows, heads.dim // 4), generator).repeat(1, 2)  # half of the features turn
     rotation = angles.cos(), angles.sin()
     theirs = attend_torch(qkv.clone(), rotation, LayerCache(keys.clone(), values.clone()), places, heads, window)
-    ours = attend_by(library, qkv, rotation, LayerCache(keys, values), places, heads, window)
+    ours = attend_native(library, qkv, rotation, LayerCache(keys, values), places, heads, window)
     return torch.allclose(ours, theirs, atol=1e-4)
 
 
