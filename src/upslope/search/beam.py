@@ -74,8 +74,9 @@ class BeamEngine:
         rows = [Row(prompt, group, 0) for group, prompt in enumerate(prompts)]
         searches: list[_Search] = []
         with torch.inference_mode(), evaluating(policy):
+            forward = _forward(policy, self._prompts)
             while len(searches) < len(rows):
-                searches += self._run(policy, rows[len(searches) :][: self._prompts], sampling)
+                searches += self._run(policy, forward, rows[len(searches) :][: self._prompts], sampling)
         return [
             finish(policy, row, self.version).replace(sample=rank, metrics={"beam_score": score})
             for search in searches
@@ -86,9 +87,8 @@ class BeamEngine:
         """Raises: ModelError, for texts are too many to list."""
         raise ModelError("every answer cannot be listed by beam search, which finds the best")
 
-    def _run(self, policy: Writer, rows: Sequence[Row], sampling: Sampling) -> list[_Search]:
+    def _run(self, policy: Writer, forward: Forward, rows: Sequence[Row], sampling: Sampling) -> list[_Search]:
         """The finished searches of the first of these prompts that can go on together, one token a step."""
-        forward = _forward(policy, len(rows))
         forward.start(rows, max_new_tokens=sampling.max_new_tokens)
         count, logits = forward.admit(rows)
         active = searches = [_Search(self, policy, row, sampling) for row in rows[:count]]
