@@ -1,4 +1,4 @@
-"""Does rounding the weights cost anything? `python examples/compare_models.py`: four minutes on two cores.
+"""Does rounding the weights cost anything? `python examples/compare_models.py`.
 
 A model's linear layers are rounded to 8 and to 4 bits, and each is compared with the original on the same sums, sampled
 with the same random numbers. The table says how many samples each verdict took, and how many plain averaging over
