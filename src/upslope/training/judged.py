@@ -39,7 +39,7 @@ def judged_rows(policy: Policy, prompt: Prompt) -> tuple[Rollout, ...]:
         texts = [columns["completion"]]
     else:
         raise DataError(
-            f"prompt {prompt.id} has no judged completions: columns chosen and rejected, ranking, or completion and "
+            f"{prompt.name} has no judged completions: columns chosen and rejected, ranking, or completion and "
             "rating, as the task 'preferences' gives them"
         )
     return tuple(policy.demonstration(prompt, text) for text in texts)
