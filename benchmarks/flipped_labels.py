@@ -26,8 +26,8 @@ from upslope.evaluation.intervals import paired_gain
 from upslope.policies.loading import load_policy
 from upslope.policies.policy import Policy
 from upslope.policies.sampling import Sampling
-from upslope.recipe import EngineSettings
 from upslope.records import Prompt
+from upslope.settings import EngineSettings
 
 STARTS = ("Once upon a time", "One day", "There was a", "Tom and Lily", "The little", "A big", "It was a", "Ben had a")
 FLIP_RATE, TOKENS = 0.3, 32

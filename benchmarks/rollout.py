@@ -47,8 +47,8 @@ def upslope(turn: Any, *, model: str, batch: int, engine: dict[str, Any]) -> Non
     from upslope.policies.causal import CausalPolicy
     from upslope.policies.loading import load_model
     from upslope.policies.sampling import Sampling
-    from upslope.recipe import EngineSettings
     from upslope.records import Prompt
+    from upslope.settings import EngineSettings
 
     policy = CausalPolicy(*load_model(workloads.endless(model), dtype=torch.float32))
     sampler = LocalEngine(**EngineSettings(**engine).model_dump())

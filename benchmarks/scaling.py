@@ -74,7 +74,7 @@ def _measure(policy: Any, *, prompt: int, group: int, completion: int, width: in
     from upslope import Prompt, collate
     from upslope.engines.local import LocalEngine
     from upslope.policies.sampling import Sampling
-    from upslope.recipe import EngineSettings, TrainingSettings
+    from upslope.settings import EngineSettings, TrainingSettings
 
     ids = torch.randint(3, 98, (PROMPTS, prompt), generator=torch.Generator().manual_seed(width)).tolist()
     prompts = [Prompt(id=i, content="", tokens=tuple(row)) for i, row in enumerate(ids)]

@@ -23,7 +23,7 @@ from upslope.engines.local import LocalEngine
 from upslope.policies.causal import CausalPolicy
 from upslope.policies.loading import load_model
 from upslope.policies.sampling import Sampling
-from upslope.recipe import EngineSettings
+from upslope.settings import EngineSettings
 from upslope.records import Prompt
 policy = CausalPolicy(*load_model({model!r}, dtype=torch.float32))
 engine = LocalEngine(**EngineSettings().model_dump())

@@ -18,8 +18,10 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from upslope.algorithm import AlgorithmSettings
 from upslope.presets import PRESETS
-from upslope.recipe import AlgorithmSettings, LoraSettings, Recipe
+from upslope.recipe import Recipe
+from upslope.settings import LoraSettings
 
 FOLDER = Path(__file__).parent
 _SECTIONS: dict[str, type[BaseModel]] = {

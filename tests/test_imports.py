@@ -14,7 +14,7 @@ import upslope
 ROOT = Path(upslope.__file__).parent
 LAYERS = [
     ("records", "errors", "cache", "stopwatch"),
-    ("estimators", "losses", "kernels", "naming", "presets", "recipe"),
+    ("estimators", "losses", "kernels", "naming", "presets", "settings", "algorithm", "recipe"),
     ("policies", "report", "cluster"),
     ("rewards", "engines"),
     ("tasks", "search"),

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upslope import naming
+from upslope.algorithm import AlgorithmSettings
 from upslope.errors import RecipeError
 from upslope.presets import PRESETS
-from upslope.recipe import AlgorithmSettings, Recipe, parse_override
+from upslope.recipe import Recipe, parse_override
 
 
 def refused(values=None, **overrides):

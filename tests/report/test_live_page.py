@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 import run_pages
@@ -151,7 +152,8 @@ def test_what_changed_grows_with_a_run_that_evaluates_nothing(folder, watched, o
 
 
 def test_ctrl_c_ends_the_page_at_once(watched):
-    _, watching = watched
+    address, watching = watched
+    urllib.request.urlopen(address).close()  # it serves, so it has said all that it says
     watching.send_signal(signal.SIGINT)
     started = time.monotonic()
     status, said = ended(watching, within_s=10)

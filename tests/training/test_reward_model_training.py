@@ -14,8 +14,9 @@ import upslope
 from upslope.errors import DataError, RecipeError
 from upslope.evaluation.judgements import pair_report
 from upslope.evaluation.labels import calibration
-from upslope.recipe import Recipe, RewardModelSettings
+from upslope.recipe import Recipe
 from upslope.records import collate
+from upslope.settings import RewardModelSettings
 from upslope.tasks import Task
 from upslope.training.judged import Judged, judged_rows
 from upslope.training.launch import policy_of

@@ -24,8 +24,9 @@ from upslope.policies.causal import CausalPolicy
 from upslope.policies.linear_head import chunk_rows
 from upslope.policies.loading import count_weights
 from upslope.policies.tiny import TINY_NAMES
-from upslope.recipe import ModelSettings, Recipe
+from upslope.recipe import Recipe
 from upslope.records import Batch, Prompt
+from upslope.settings import ModelSettings
 from upslope.training.launch import policy_of
 from upslope.training.methods import by_policy_gradient, needs_reference, samples
 from upslope.training.optimizer import apply_gradients, is_critic, make_optimizer, trainable

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from upslope import estimators
+from upslope.algorithm import AlgorithmSettings
 from upslope.estimators import RunningMean
-from upslope.recipe import AlgorithmSettings
 from upslope.records import Batch
 
 _STD_EPS = 1e-6

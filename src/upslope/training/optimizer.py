@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from upslope.recipe import OptimizerSettings
+from upslope.settings import OptimizerSettings
 from upslope.training.schedule import learning_rate_factor
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from upslope import estimators, losses
+from upslope.algorithm import AlgorithmSettings
 from upslope.errors import RecordError
 from upslope.estimators import AdaptiveKL, FixedKL, RunningMean
-from upslope.recipe import AlgorithmSettings
 from upslope.records import Batch, Rollout, Scores, collate
 from upslope.stopwatch import span
 from upslope.training.credit import assign_credit

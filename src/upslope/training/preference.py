@@ -20,8 +20,8 @@ from upslope.estimators import row_ids, row_sum
 from upslope.evaluation.judgements import right
 from upslope.evaluation.metrics import Measurement
 from upslope.policies.sampling import Sampling
-from upslope.recipe import PreferenceSettings
 from upslope.records import Batch, Rollout, collate
+from upslope.settings import PreferenceSettings
 from upslope.stopwatch import span
 from upslope.training.judged import Judged, read_judged
 from upslope.training.seeds import data_order

@@ -16,10 +16,10 @@ from upslope.errors import DataError
 from upslope.evaluation.judgements import pair_report, reliability_svg, right
 from upslope.evaluation.metrics import Measurement
 from upslope.policies.reward import RewardPolicy
-from upslope.recipe import RewardModelSettings
 from upslope.records import Batch, Prompt, collate
 from upslope.report.run import write_text
 from upslope.rewards.learned import score_rows
+from upslope.settings import RewardModelSettings
 from upslope.training.judged import Judged, read_judged
 from upslope.training.seeds import data_order
 from upslope.training.session import Session

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from upslope import losses
+from upslope.algorithm import AlgorithmSettings
 from upslope.estimators import kl_estimate
 from upslope.policies.policy import Policy
 from upslope.policies.sampling import Sampling
-from upslope.recipe import AlgorithmSettings
 from upslope.records import Batch, Scores
 from upslope.stopwatch import span
 from upslope.training.optimizer import apply_gradients
