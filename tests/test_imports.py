@@ -20,7 +20,7 @@ LAYERS = [
     ("tasks", "search"),
     ("evaluation",),
     ("training",),
-    ("doctor", "tune", "compress", "serve"),
+    ("doctor", "tuning", "compress", "serve"),
     ("cli",),
 ]
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
@@ -38,7 +38,8 @@ OPTIONAL = {  # the one module that may import each, inside a function
     "trackio": "report/trackers.py",
     "vllm": "engines/vllm.py",
     "ray": "cluster/ray.py",
-    "optuna": "tune/samplers.py",
+    "optuna": "tuning/samplers.py",
+    "scipy": "tuning/samplers.py",
     "fastapi": "serve/app.py",
 }
 REQUIRED = {
@@ -186,7 +187,7 @@ def test_the_command_line_shows_its_help_without_torch():
 
 EXPORTED = [
     "Batch", "Prompt", "Recipe", "RewardTerm", "Rollout", "Run", "Scores", "Task", "UpslopeError", "collate",
-    "compare", "evaluate", "pack", "resume", "train", "unpack",
+    "compare", "evaluate", "pack", "resume", "train", "tune", "unpack",
 ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from upslope.cli import (
     report,
     resume,
     train,
+    tune,
     watch,
 )
 from upslope.errors import UpslopeError
@@ -39,6 +40,7 @@ app.command()(resume.resume)
 app.command()(generate.generate)
 app.command()(evaluate.evaluate)
 app.command()(compare.compare)
+app.command()(tune.tune)
 app.command()(predict.predict)
 app.command()(report.report)
 app.command()(watch.watch)
