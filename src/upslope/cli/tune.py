@@ -29,7 +29,7 @@ def tune(
     error: Annotated[float, typer.Option(help="The chance that the best setting is pruned.")] = 0.05,
     held_back: Annotated[float, typer.Option(help="Share of held-out prompts that tuning does not see.")] = 1 / 3,
     seed: Annotated[int, typer.Option(help="Of the search; runs go by training.seed.")] = 0,
-    keep_models: Annotated[bool, typer.Option(help="Keep the weights of every trial, not the best one's alone.")] = False,
+    keep_models: Annotated[bool, typer.Option(help="Keep the weights of all trials, not of the best alone.")] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Override a setting of the recipe.")
     ] = None,

@@ -50,7 +50,7 @@ def log_capital_above(values: np.ndarray, mean: float, *, confidence: float) -> 
     Source: as `betting_log_capital`.
     """
     values = np.asarray(values, dtype=np.float64)
-    capital: np.ndarray = _log_capital(values, _bets(values, confidence), np.float64(mean))[..., -1]
+    capital: np.ndarray = _log_capital(values, _bets(values, confidence), np.asarray(mean))[..., -1]
     return capital
 
 

@@ -27,7 +27,7 @@ def page(found: Tuning, plan: Plan) -> str:
         _header(found, name),
         _tiles(found),
         _estimates(found),
-        f'<h2>History <small>{escape(found.metric)} of each trial, and the best so far</small></h2>{_history(found)}',
+        f"<h2>History <small>{escape(found.metric)} of each trial, and the best so far</small></h2>{_history(found)}",
         _importance(found.importance),
         _trials(found),
         f'<h2>The recipe found</h2><div class="card"><p class="quiet">upslope train {escape(found.path)}</p>'
@@ -105,8 +105,8 @@ def _history(found: Tuning) -> str:
     drawn.append(f'<path d="{_staircase(shown, x, y, last)}" fill="none" stroke="var(--line-0)" stroke-width="1.5"/>')
     drawn += [_dot(trial, x(trial.number), y(trial.metric or 0.0)) for trial in shown]
     keys = "".join(
-        f'<span class="key"><i class="swatch" style="background:{_COLOUR[state]}"></i>{state}<b>{found.count(state)}</b></span>'
-        for state in _COLOUR
+        f'<span class="key"><i class="swatch" style="background:{colour}"></i>{state}<b>{found.count(state)}</b></span>'
+        for state, colour in _COLOUR.items()
     )
     return (
         f'<figure class="card chart"><div class="keys">{keys}</div><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
@@ -117,7 +117,8 @@ def _history(found: Tuning) -> str:
 
 def _dot(trial: Trial, x: float, y: float) -> str:
     title = f"trial {trial.number}, {trial.state}: {trial.metric:.4f}; {written(trial.values)}"
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{_COLOUR.get(trial.state)}"><title>{escape(title)}</title></circle>'
+    place = f'cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{_COLOUR.get(trial.state)}"'
+    return f"<circle {place}><title>{escape(title)}</title></circle>"
 
 
 def _staircase(shown: Sequence[Trial], x, y, last: int) -> str:  # type: ignore[no-untyped-def]

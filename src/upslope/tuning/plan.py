@@ -25,12 +25,12 @@ from upslope.tuning.space import Space, written
 class Plan:
     """A recipe, the space around it, and how to search it.
 
-    trials: how many in all. seeds: runs of each setting. error: the chance that the best setting is pruned. bounds of the
-    metric, by which pruning bets; None: nothing is pruned. held_back: share of the held-out prompts that tuning does not
-    see. keep_models: of every trial, not of the best alone.
+    trials: how many in all. seeds: runs of each setting. error: the chance that the best setting is pruned. bounds of
+    the metric, by which pruning bets; None: nothing is pruned. held_back: share of the held-out prompts that tuning
+    does not see. keep_models: of every trial, not of the best alone.
 
-    Layout of the folder: recipe.toml, space.toml, tuning.toml, study.db, trials/NNNN/seed-S (run folders); then best.toml,
-    result.json, report.md, report.html.
+    Layout of the folder: recipe.toml, space.toml, tuning.toml, study.db, trials/NNNN/seed-S (run folders); then
+    best.toml, result.json, report.md, report.html.
     """
 
     folder: Path
@@ -64,8 +64,8 @@ class Plan:
         return self.trial_path(number) / f"seed-{seed}"
 
     def check(self, task: Task) -> None:
-        """Raises: RecipeError for settings out of range, a space that the recipe refuses, or a method that has no metric
-        of samples; DataError for too few held-out prompts."""
+        """Raises: RecipeError for settings out of range, a space that the recipe refuses, or a method that has no
+        metric of samples; DataError for too few held-out prompts."""
         for name, at_least in (("trials", 1), ("seeds", 1)):
             if getattr(self, name) < at_least:
                 raise RecipeError(f"{name} is {getattr(self, name)}, but must be {at_least} at least")
@@ -75,7 +75,9 @@ class Plan:
         if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
             raise RecipeError(f"the bounds of the metric are crossed: {self.bounds[0]:g} to {self.bounds[1]:g}")
         if measured_by(self.recipe, task) is not None:
-            raise RecipeError(f"method {self.recipe.method!r} has no metric of what the model writes, so it is not tuned")
+            raise RecipeError(
+                f"method {self.recipe.method!r} has no metric of what the model writes, so it is not tuned"
+            )
         if task.metric_name == "reward" and any(p.name.startswith("reward.functions") for p in self.space.parameters):
             raise RecipeError("reward.functions is tuned, but the task's metric is the reward: give the task a metric")
         self.space.check(self.recipe)

@@ -26,11 +26,11 @@ def share_of_error(incumbent: int, *, planned: int, error: float) -> float:
 def log_evidence(looks: Sequence[np.ndarray], *, num_looks: int, width: float, level: float) -> float:
     """log of sum_k E_k / K: what a gambler against "never worse" has, who laid 1 / K of his money on each of K looks.
 
-    looks: at each one so far the differences [n_k] to the incumbent, at most width in size, each prompt's (or cluster's)
-    in one order that is independent of them. E_k is the capital of betting on more than half for (1 - d / width) / 2.
-    Were the setting as good as the incumbent at every look, the chance that the evidence ever reaches log(1 / level) is at
-    most `level`, at any number of looks, although they share their prompts: each E_k has a mean of 1 at most, hence
-    also their weighted sum, which only grows.
+    looks: at each one so far the differences [n_k] to the incumbent, at most width in size, each prompt's (or
+    cluster's) in one order that is independent of them. E_k is the capital of betting on more than half for
+    (1 - d / width) / 2. Were the setting as good as the incumbent at every look, the chance that the evidence ever
+    reaches log(1 / level) is at most `level`, at any number of looks, although they share their prompts: each E_k has a
+    mean of 1 at most, hence also their weighted sum, which only grows.
     Source: Vovk & Wang 2021, arXiv:1912.06116, section 3, for averages of e-values; see `betting_log_capital` for E_k.
     """
     assert len(looks) <= num_looks

@@ -13,6 +13,7 @@ import numpy as np
 from upslope.errors import RecipeError
 from upslope.evaluation.clustered import crossed_mean
 from upslope.evaluation.evaluate import evaluate
+from upslope.evaluation.exact_tests import unanimous_radius
 from upslope.evaluation.intervals import Interval
 from upslope.records import Prompt
 from upslope.report.run import Run, write_text
@@ -24,14 +25,16 @@ from upslope.tuning.space import written
 from upslope.tuning.trials import Trial, Trials
 from upslope.tuning.worker import common, tuned_on
 
+_CONFIDENCE = 0.95
+
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """The best setting of those tried, and all trials.
 
-    estimate: its metric on num_fresh_prompts prompts that tuning never saw. naive: on the num_prompts that it was chosen
-    by, which flatters it. Both hold for other prompts and, of two seeds or more, other seeds. importance: shares of the
-    parameters in what sets the best trials apart. best: the number of its trial; path: its recipe.
+    estimate: its metric on num_fresh_prompts prompts that tuning never saw. naive: on the num_prompts that it was
+    chosen by, which flatters it. Both hold for other prompts and, of two seeds or more, other seeds. importance: shares
+    of the parameters in what sets the best trials apart. best: the number of its trial; path: its recipe.
     """
 
     metric: str
@@ -109,8 +112,8 @@ def conclude(plan: Plan, task: Task) -> Tuning:
         metric=task.metric_name,
         best=best.number,
         values=best.values,
-        estimate=_interval(honest, fresh),
-        naive=_interval(naive, groups),
+        estimate=_interval(honest, fresh, plan.bounds),
+        naive=_interval(naive, groups, plan.bounds),
         num_fresh_prompts=len(common(honest)),
         num_prompts=len(common(naive)),
         seeds=plan.seeds,
@@ -134,13 +137,19 @@ def _evaluated(plan: Plan, number: int, seed: int, task: Task) -> Mapping[str, f
     return {str(prompt): value for prompt, value in found.measurement.values.items()}
 
 
-def _interval(finals: Sequence[Mapping[str, float]], groups: Sequence[Sequence[Prompt]]) -> Interval:
-    """The mean over seeds and prompts with its 95% interval, prompts of one text together."""
+def _interval(
+    finals: Sequence[Mapping[str, float]], groups: Sequence[Sequence[Prompt]], bounds: tuple[float, float] | None
+) -> Interval:
+    """The mean over seeds and prompts with its 95% interval, prompts of one text together; where all values are the
+    same, by the share of prompts that may yet be unlike."""
     cluster = {str(prompt.id): number for number, group in enumerate(groups) for prompt in group}
     names = common(finals)
     values = np.array([[final[name] for name in names] for final in finals])
     mean = crossed_mean(values, np.array([cluster[name] for name in names]))
-    low, high = mean.bounds(0.95)
+    if bounds is not None and not np.ptp(values):
+        half = unanimous_radius(mean.num_clusters, spread=bounds[1] - bounds[0], confidence=_CONFIDENCE)
+        return Interval(float(mean.estimate), float(mean.estimate) - half, float(mean.estimate) + half)
+    low, high = mean.bounds(_CONFIDENCE)
     return Interval(float(mean.estimate), float(low), float(high))
 
 

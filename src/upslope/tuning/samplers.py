@@ -104,7 +104,7 @@ def settings_of(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def importance(study: Any, space: Space) -> dict[str, float]:
-    """Shares of the parameters in what sets the best tenth of the trials apart, the largest first; {} where too few ended.
+    """Shares of the parameters in what sets the best tenth of the trials apart, largest first; {} of too few trials.
 
     A conditional parameter is judged by the trials that have it.
     Source: Watanabe, Bansal & Hutter 2023, arXiv:2304.10255 (PED-ANOVA).
@@ -122,6 +122,7 @@ def importance(study: Any, space: Space) -> dict[str, float]:
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
+# ruff: noqa: ARG002 - the arguments are Optuna's
 def _tree_sampler(space: Space, seed: int) -> Any:
     from optuna import Study
     from optuna.distributions import BaseDistribution

@@ -1,4 +1,4 @@
-"""The space that is searched: settings of a recipe with a range or a choice each, some only under a choice of another."""
+"""The space that is searched: settings of a recipe with a range or a list each, some only under a choice of another."""
 
 from __future__ import annotations
 

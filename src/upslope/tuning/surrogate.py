@@ -14,8 +14,8 @@ _erf = np.vectorize(math.erf, otypes=[float])
 def expected_improvement(points: np.ndarray, values: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """E[max(f(x) - best, 0)] / std of the values, at candidates [c, d], after values [n] at points [n, d].
 
-    f has a Matern 5/2 covariance of one length; length and noise are those of the highest marginal likelihood on a small
-    grid, the variance is the one that maximises it.
+    f has a Matern 5/2 covariance of one length; length and noise are those of the highest marginal likelihood on a
+    small grid, the variance is the one that maximises it.
     Source: Jones, Schonlau & Welch 1998, eq. 15; Rasmussen & Williams 2006, algorithm 2.1 and eq. 5.8.
     """
     scaled = (values - values.mean()) / (values.std() or 1.0)
@@ -34,7 +34,9 @@ def expected_improvement(points: np.ndarray, values: np.ndarray, candidates: np.
     return gain
 
 
-def _likelihood(distances: np.ndarray, values: np.ndarray, length: float, noise: float) -> tuple[float, float, np.ndarray]:
+def _likelihood(
+    distances: np.ndarray, values: np.ndarray, length: float, noise: float
+) -> tuple[float, float, np.ndarray]:
     """log p(values) with the variance maximised out, the length, and the covariance's Cholesky factor."""
     factor = np.linalg.cholesky(_matern(distances / length) + noise * np.eye(len(values)))
     weights = np.linalg.solve(factor, values)

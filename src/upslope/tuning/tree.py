@@ -1,9 +1,9 @@
 """Monte-Carlo tree search over a space of settings: which to try next, after those that were tried.
 
-A node is a part of the space. Above stand the choices that other settings hang on, one child each; below, boxes that are
-halved where a split tells good trials from bad ones best, once they hold enough. The way down takes the child with the
-highest upper confidence bound. In the last box, the setting with the highest expected improvement is tried. The tree
-follows from the trials alone, so that any number of processes that read them grow the same one.
+A node is a part of the space. Above stand the choices that other settings hang on, one child each; below, boxes that
+are cut in two where that tells good trials from bad ones best, once they hold enough. The way down takes the child with
+the highest upper confidence bound. In the last box, the setting with the highest expected improvement is tried. The
+tree follows from the trials alone, so that any number of processes that read them grow the same one.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def propose(space: Space, tried: Sequence[Tried], generator: np.random.Generator
     the trials with a surrogate in the last; Couetoux et al. 2011 for refinement with the number of visits.
     """
     rewards = _ranks([trial.reward for trial in tried])
-    rows, decided = np.arange(len(tried)), dict[str, Any]()
+    rows, decided = list(range(len(tried))), dict[str, Any]()
     for parameter in _deciding(space):
         if parameter.exists(decided):
             assert isinstance(parameter.domain, Choice)
             children = [
-                rows[[tried[row].values.get(parameter.name) == value for row in rows]]
+                [row for row in rows if tried[row].values.get(parameter.name) == value]
                 for value in parameter.domain.values
             ]
             best = int(np.argmax([_bound(rewards[child], len(rows)) for child in children]))
@@ -60,7 +60,8 @@ def propose(space: Space, tried: Sequence[Tried], generator: np.random.Generator
     points = np.array([box.encode(tried[row].values) for row in rows]).reshape(len(rows), box.width)
     if len(rows) < 2 * len(free) + 1:
         return decided | box.decode(_farthest(box.draws(generator), points))
-    values = np.array([math.nan if tried[row].reward is None else tried[row].reward for row in rows], dtype=float)
+    found = (tried[row].reward for row in rows)
+    values = np.array([math.nan if reward is None else reward for reward in found])
     return decided | box.decode(_best(box, points, rewards[rows], values, generator))
 
 
@@ -137,7 +138,8 @@ def _best(
     known = np.where(ended, values, np.median(values[ended]))
     modelled = np.argsort(-known, kind="stable")[:_MODELLED]
     candidates = np.concatenate((box.draws(generator), box.draws(generator, near=around)))
-    return candidates[int(expected_improvement(points[modelled], known[modelled], candidates).argmax())]
+    best: np.ndarray = candidates[int(expected_improvement(points[modelled], known[modelled], candidates).argmax())]
+    return best
 
 
 def _split(points: np.ndarray, rewards: np.ndarray) -> tuple[int, float] | None:
@@ -175,9 +177,9 @@ def _ranks(rewards: Sequence[float | None]) -> np.ndarray:
 def _farthest(candidates: np.ndarray, points: np.ndarray) -> np.ndarray:
     """The candidate that is farthest from all points, of a few; the first where there are none."""
     few = candidates[:4]
-    if not len(points):
-        return few[0]
-    return few[int(((few[:, None] - points[None]) ** 2).sum(-1).min(1).argmax())]
+    distances = ((few[:, None] - points[None]) ** 2).sum(-1).min(1, initial=math.inf)
+    farthest: np.ndarray = few[int(distances.argmax())]
+    return farthest
 
 
 def _deciding(space: Space) -> list[Parameter]:

@@ -23,7 +23,7 @@ _POLL_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One setting, tried: state is "finished", "pruned", "failed" or "running"; note says why it was pruned or failed."""
+    """One setting, tried: state is "finished", "pruned", "failed" or "running"; note says why it was not finished."""
 
     number: int
     state: str
@@ -99,7 +99,7 @@ class Trials:
                 trial.number,
                 states.get(trial.state.name, "running"),
                 settings_of(self.plan.space, trial.params),
-                trial.value if trial.state.name == "COMPLETE" else max(trial.intermediate_values.values(), default=None),
+                trial.value if trial.state.name == "COMPLETE" else next(iter(trial.intermediate_values.values()), None),
                 trial.user_attrs.get("note", ""),
             )
             for trial in kept

@@ -44,10 +44,10 @@ def tune(
 
     recipe: as `train` takes it, with `settings` laid over it. space: what is searched (a TOML file, lines of one, or a
     mapping; see docs/tuning.md). A setting's value is the mean of the task's metric over `seeds` runs and the held-out
-    prompts, but for a share `held_back` of these, by which the winner alone is judged, at the end. sampler: "tree", "tpe",
-    "gp" or "random". prune: give a trial up once its answers show it to be worse than the best one so far, where the
-    metric lies within `bounds`; the best setting is given up with probability `error` at most. workers: processes. say
-    takes a line as each trial ends. keep_models: keep the weights of every trial, not those of the best alone.
+    prompts, but for a share `held_back` of these, by which the winner alone is judged, at the end. sampler: "tree",
+    "tpe", "gp" or "random". prune: give a trial up once its answers show it to be worse than the best one so far, where
+    the metric lies within `bounds`; the best setting is given up with probability `error` at most. workers: processes.
+    say takes a line as each trial ends. keep_models: keep the weights of every trial, not those of the best alone.
 
     Called again on its folder it goes on where it stopped, several at once share the work, and more trials may be asked
     for. Returns what was found, which also stands in the folder: best.toml, result.json, report.md and report.html.
@@ -75,7 +75,7 @@ def tune(
         keep_models=keep_models,
     )
     if workers < 1 or (workers > 1 and task is not None):
-        reason = "must be 1 at least" if workers < 1 else "a Task object is of this process: name it package.module:name"
+        reason = "must be 1 at least" if workers < 1 else "a Task object stays in its process: name package.module:name"
         raise RecipeError(f"workers is {workers}, but {reason}")
     known = task_of(base, task)
     plan.check(known)
@@ -117,5 +117,3 @@ def _work_together(plan: Plan, workers: int) -> None:
         if process.returncode:
             last = (words.strip() or f"status {process.returncode}").splitlines()[-1].removeprefix("error: ")
             raise CheckpointError(f"a worker stopped: {last}")
-
-

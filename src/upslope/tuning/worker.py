@@ -1,4 +1,4 @@
-"""One process at work on a plan: it claims trials, trains each setting on every seed, and gives up what is shown worse."""
+"""One process at work on a plan: it claims trials, trains each setting on every seed, gives up what is shown worse."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ class Watch:
 
 def _out_of_bounds(prompt: str, value: float, bounds: tuple[float, float]) -> RecipeError:
     return RecipeError(
-        f"the metric of prompt {prompt} is {value:g}, outside the bounds {bounds[0]:g} to {bounds[1]:g} that pruning bets "
-        "by; give the metric's own bounds, or prune nothing"
+        f"the metric of prompt {prompt} is {value:g}, outside the bounds {bounds[0]:g} to {bounds[1]:g} that pruning "
+        "bets by; give the metric's own bounds, or prune nothing"
     )
 
 
