@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from upslope.tuning.result import Tuning
     from upslope.tuning.trials import Trial
 
-_WIDTH, _HEIGHT = 720, 260
+_WIDTH, _HEIGHT = 960, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 12, 34
 _COLOUR = {"finished": "var(--line-0)", "pruned": "var(--line-1)", "failed": "var(--alarm)"}
 
@@ -110,7 +110,7 @@ def _history(found: Tuning) -> str:
     )
     return (
         f'<figure class="card chart"><div class="keys">{keys}</div><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="metric of every trial" font-size="12" fill="var(--muted)" style="max-width:960px">'
+        f'aria-label="metric of every trial" font-size="12" fill="var(--muted)" style="max-width:1200px">'
         f"{''.join(drawn)}</svg></figure>"
     )
 
@@ -144,14 +144,18 @@ def _importance(shares: Mapping[str, float]) -> str:
 
 
 def _trials(found: Tuning) -> str:
-    head = "<tr><th>trial</th><th>state</th><th>metric</th><th>settings</th><th></th></tr>"
-    rows = "".join(
-        f"<tr{' class=open' if t.number == found.best else ''}><td><b>{t.number}</b></td><td>{t.state}</td>"
-        f"<td>{'' if t.metric is None else f'{t.metric:.4f}'}</td><td>{escape(written(t.values))}</td>"
-        f'<td class="quiet">{escape(t.note)}</td></tr>'
-        for t in found.trials
-    )
-    return f'<h2>Trials</h2><div class="card scroll"><table class="wide">{head}{rows}</table></div>'
+    """One row a trial, one column a setting; the best one's number is marked."""
+    names = list(dict.fromkeys(name for trial in found.trials for name in trial.values))
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("trial", "state", "metric", *names, ""))
+    rows = []
+    for trial in found.trials:
+        cells = [trial.state, "" if trial.metric is None else f"{trial.metric:.4f}"]
+        cells += [_value(trial.values[name]) if name in trial.values else "" for name in names]
+        mark = ' class="mark"' if trial.number == found.best else ""
+        shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        rows.append(f'<tr><td{mark}>{trial.number}</td>{shown}<td class="quiet">{escape(trial.note)}</td></tr>')
+    table = f'<table class="wide"><tr>{head}</tr>{"".join(rows)}</table>'
+    return f'<h2>Trials</h2><div class="card scroll">{table}</div>'
 
 
 def _ticks(values: Sequence[float]) -> list[float]:
@@ -164,4 +168,4 @@ def _ticks(values: Sequence[float]) -> list[float]:
 
 
 def _value(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -146,11 +146,13 @@ def _interval(
     names = common(finals)
     values = np.array([[final[name] for name in names] for final in finals])
     mean = crossed_mean(values, np.array([cluster[name] for name in names]))
-    if bounds is not None and not np.ptp(values):
-        half = unanimous_radius(mean.num_clusters, spread=bounds[1] - bounds[0], confidence=_CONFIDENCE)
-        return Interval(float(mean.estimate), float(mean.estimate) - half, float(mean.estimate) + half)
-    low, high = mean.bounds(_CONFIDENCE)
-    return Interval(float(mean.estimate), float(low), float(high))
+    estimate, (low, high) = float(mean.estimate), map(float, mean.bounds(_CONFIDENCE))
+    if bounds is not None:
+        if not np.ptp(values):
+            half = unanimous_radius(mean.num_clusters, spread=bounds[1] - bounds[0], confidence=_CONFIDENCE)
+            low, high = estimate - half, estimate + half
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+    return Interval(estimate, low, high)
 
 
 def _notes(plan: Plan, trials: Sequence[Trial], unscored: int) -> Iterator[str]:

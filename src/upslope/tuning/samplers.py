@@ -60,7 +60,7 @@ def make_sampler(name: str, space: Space, *, seed: int) -> Any:
     if name == "tree":
         return _tree_sampler(space, seed)
     if name == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, warn_independent_sampling=False)
+        return optuna.samplers.TPESampler(seed=seed)
     if name == "gp":
         try:
             import scipy  # noqa: F401

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tomli_w
 
 from upslope import naming
 from upslope.errors import RecipeError
@@ -138,9 +137,15 @@ class Space:
 
     def to_toml(self) -> str:
         """The space as a file that `read` reads."""
-        plain = {p.name: _written(p.domain) for p in self.parameters if not p.when}
-        blocks = [{"if": _listed(p.when), p.name: _written(p.domain)} for p in self.parameters if p.when]
-        return tomli_w.dumps(plain | ({"when": blocks} if blocks else {}))
+        plain, blocks = "", ""
+        for parameter in self.parameters:
+            line = f"{parameter.name} = {_inline(_written(parameter.domain))}\n"
+            if parameter.when:
+                condition = {name: list(labels) for name, labels in parameter.when.items()}
+                blocks += f"\n[[when]]\nif = {_inline(condition)}\n{line}"
+            else:
+                plain += line
+        return plain + blocks
 
     def _around(self, centre: Parameter, end: Any, generator: np.random.Generator) -> dict[str, Any]:
         """A random draw in which one parameter exists and has this value."""
@@ -184,13 +189,13 @@ def _table(source: Any) -> Mapping[str, Any]:
         return source
     text, where = str(source), f"space {str(source)!r}"
     try:
-        if Path(text).is_file():
-            text = Path(text).read_text(encoding="utf-8")
-        elif "=" not in text:
-            raise RecipeError(f"{where} is neither a file nor a line such as lr = {{low = 1e-6, high = 1e-3}}")
+        if isinstance(source, Path) or "=" not in text:
+            text = Path(source).read_text(encoding="utf-8")
         return tomllib.loads(text)
     except OSError as error:
-        raise RecipeError(f"{where} cannot be read: {error.strerror}") from error
+        raise RecipeError(
+            f"{where} is neither a file ({error.strerror}) nor a line such as lr = {{low = 1e-6, high = 1e-3}}"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{where} is not TOML: {error}") from error
 
@@ -279,11 +284,16 @@ def _in_order(parameters: Sequence[Parameter]) -> Iterator[Parameter]:
         placed |= {parameter.name for parameter in ready}
 
 
-def _listed(when: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
-    return {name: list(labels) for name, labels in when.items()}
-
-
 def _written(domain: Range | Choice) -> Any:
     if isinstance(domain, Choice):
         return list(domain.values)
     return {"low": domain.low, "high": domain.high, "log": domain.log}
+
+
+def _inline(value: Any) -> str:
+    """A value as TOML on one line; JSON is TOML but for its tables."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{name} = {_inline(inner)}" for name, inner in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)

@@ -18,7 +18,7 @@ import numpy as np
 from upslope.tuning.space import Choice, Parameter, Range, Space
 from upslope.tuning.surrogate import expected_improvement
 
-_EXPLORATION = 0.3
+_EXPLORATION = 1.0
 """Weight of the confidence term of a node's bound; rewards are ranks from 0 to 1."""
 _LEAF = 8
 """A box is split where both parts hold so many trials: the tree gets finer as they come."""
