@@ -1,6 +1,7 @@
 """Pruning: the level that it keeps under looks that share their prompts, and what it finds."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def test_an_equal_setting_is_pruned_at_most_as_often_as_the_level_says():
         looks = [np.where(generator.random(60) < 0.5, common, generator.permutation(common)) for _ in range(4)]
         looks = [look * generator.choice([-1.0, 1.0], size=60) for look in looks]  # mean 0 whatever `common` holds
         evidence = [log_evidence(looks[:k], num_looks=4, width=1.0, level=level) for k in range(1, 5)]
-        assert all(a <= b for a, b in zip(evidence, evidence[1:], strict=False)), "evidence only grows"
+        assert all(a <= b for a, b in pairwise(evidence)), "evidence only grows"
         pruned += evidence[-1] >= -math.log(level)
     assert pruned / 1_000 <= level + 3 * math.sqrt(level * (1 - level) / 1_000)
 

@@ -42,7 +42,8 @@ def test_a_file_lines_and_a_mapping_say_the_same(tmp_path):
 
 
 def test_a_setting_exists_only_under_its_condition():
-    drawn = [Space.read(SPACE).draw(np.random.default_rng(seed)) for seed in range(200)]
+    space = Space.read(SPACE)
+    drawn = [space.draw(np.random.default_rng(seed)) for seed in range(200)]
     for values in drawn:
         assert ("algorithm.lam" in values) == (values["algorithm.preset"] == "ppo")
         assert ("algorithm.group_size" in values) == (values["algorithm.preset"] != "ppo")
