@@ -1,5 +1,6 @@
 """Tuning as a whole: runs on disk, results, refusals, and processes that die."""
 
+import importlib
 import json
 import os
 import signal
@@ -32,9 +33,7 @@ SPACE = "optimizer.lr = {low = 1e-5, high = 2e-2, log = true}"
 @pytest.fixture
 def vowel_task(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
-    import vowel_task
-
-    return vowel_task
+    return importlib.import_module("vowel_task")
 
 
 @pytest.fixture
@@ -54,14 +53,11 @@ def tuned(vowel_task, tmp_path):
 def whole(tmp_path_factory):
     """Six trials of two seeds, one of which fails, as a stranger would have run them."""
     folder = tmp_path_factory.mktemp("whole")
-    sys.path.insert(0, str(HERE))
-    import vowel_task
-
-    space = [SPACE, 'model.name = ["tiny-llama", "no-such-model"]']
-    found = upslope.tune(
-        Recipe.resolve(vowel_task.RECIPE), space, folder=folder, trials=6, seeds=2, say=lambda line: None, seed=1
-    )
-    return folder, found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HERE))
+        recipe = Recipe.resolve(importlib.import_module("vowel_task").RECIPE)
+        space = [SPACE, 'model.name = ["tiny-llama", "no-such-model"]']
+        return folder, upslope.tune(recipe, space, folder=folder, trials=6, seeds=2, say=lambda line: None, seed=1)
 
 
 def test_the_best_is_the_mean_over_seeds_and_prompts_that_its_runs_logged(whole):
@@ -79,10 +75,10 @@ def test_the_best_is_the_mean_over_seeds_and_prompts_that_its_runs_logged(whole)
     assert found.naive.estimate == pytest.approx(best.metric)
 
 
-def test_the_estimate_is_evaluates_own_on_prompts_that_no_run_has_seen(whole):
+def test_the_estimate_is_evaluates_own_on_prompts_that_no_run_has_seen(whole, vowel_task):
     folder, found = whole
     seen = {name for log in folder.glob("trials/*/seed-*") for values in readings(log).values() for name in values}
-    task = upslope.tasks.task_of(Recipe.load(folder / "recipe.toml"))
+    task = vowel_task.task()
     fresh = [prompt for prompt in task.eval_prompts if str(prompt.id) not in seen]
     assert (len(seen), len(fresh)) == (found.num_prompts, found.num_fresh_prompts) == (24, 12)
     models = [folder / f"trials/{found.best:04d}/seed-{seed}" for seed in (0, 1)]
@@ -108,7 +104,7 @@ def test_a_failed_trial_is_counted_and_named_and_tuning_goes_on(whole):
 def test_what_stands_in_the_folder(whole):
     folder, found = whole
     best = Recipe.load(folder / "best.toml")
-    assert best == Recipe.resolve(Recipe.load(folder / "recipe.toml").model_dump(), found.values)
+    assert best == Recipe.resolve(Recipe.load(folder / "plan/recipe.toml").model_dump(), found.values)
     assert best.run.folder is None
     written = json.loads((folder / "result.json").read_text())
     assert written == json.loads(json.dumps(found.as_dict()))
@@ -177,8 +173,9 @@ def test_where_every_trial_fails_the_first_reason_is_given(tuned):
     ],
 )
 def test_trials_of_another_plan_are_refused(tuned, tmp_path, given, says, vowel_task):
-    Plan(tmp_path / "tuning", Recipe.resolve(vowel_task.RECIPE), Space.read(SPACE)).save()
-    Trials(Plan.load(tmp_path / "tuning"))
+    plan = Plan(tmp_path / "tuning", Recipe.resolve(vowel_task.RECIPE), Space.read(SPACE))
+    plan.make_folder()
+    Trials(plan)
     with pytest.raises(RecipeError, match="holds the trials of another plan") as raised:
         tuned(**given)
     assert says in str(raised.value)

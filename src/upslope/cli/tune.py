@@ -37,6 +37,7 @@ def tune(
 ) -> None:
     """Tune a recipe: try settings by whole runs, and judge the best on prompts that tuning never saw."""
     import json
+    import signal
 
     from upslope.recipe import parse_override
     from upslope.tuning.space import written
@@ -47,6 +48,7 @@ def tune(
     def say(line: str) -> None:
         (errors if as_json else console).print(line, markup=False)
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # between two runs; within one the run watches for it
     try:
         found = find(
             recipe,

@@ -29,7 +29,7 @@ class Plan:
     the metric, by which pruning bets; None: nothing is pruned. held_back: share of the held-out prompts that tuning
     does not see. keep_models: of every trial, not of the best alone.
 
-    Layout of the folder: recipe.toml, space.toml, tuning.toml, study.db, trials/NNNN/seed-S (run folders); then
+    Layout of the folder: plan/ (recipe.toml, space.toml, tuning.toml), study.db, trials/NNNN/seed-S (run folders); then
     best.toml, result.json, report.md, report.html.
     """
 
@@ -54,6 +54,10 @@ class Plan:
     def best_path(self) -> Path:
         """The recipe with the settings that were found."""
         return self.folder / "best.toml"
+
+    def worker_log(self, number: int) -> Path:
+        """Where one of several workers says what went wrong."""
+        return self.folder / "plan" / f"worker-{number}.log"
 
     def trial_path(self, number: int) -> Path:
         """The folder of a trial's runs."""
@@ -123,23 +127,27 @@ class Plan:
             "tuning": shared | {"held_back": self.held_back, "seed": self.seed},
         }
 
-    def save(self) -> None:
-        """Write the plan into its folder. Raises: CheckpointError where that cannot be written."""
+    def make_folder(self) -> None:
+        """Raises: CheckpointError where it cannot be made."""
         try:
-            (self.folder / "trials").mkdir(parents=True, exist_ok=True)
+            for name in ("plan", "trials"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"cannot make the tuning folder {self.folder}: {error.strerror}") from error
+
+    def save(self) -> None:
+        """Write the plan into its folder. Raises: CheckpointError where that cannot be written."""
         changing = {"trials": self.trials, "sampler": self.sampler, "keep_models": self.keep_models}
-        write_text(self.folder / "recipe.toml", self.recipe.to_toml())
-        write_text(self.folder / "space.toml", self.space.to_toml())
-        write_text(self.folder / "tuning.toml", tomli_w.dumps(self.identity()["tuning"] | changing))
+        write_text(self.folder / "plan/recipe.toml", self.recipe.to_toml())
+        write_text(self.folder / "plan/space.toml", self.space.to_toml())
+        write_text(self.folder / "plan/tuning.toml", tomli_w.dumps(self.identity()["tuning"] | changing))
 
     @staticmethod
     def load(folder: Path) -> Plan:
         """The plan that a folder holds."""
-        settings = tomllib.loads((folder / "tuning.toml").read_text(encoding="utf-8"))
+        settings = tomllib.loads((folder / "plan/tuning.toml").read_text(encoding="utf-8"))
         settings["bounds"] = None if settings["bounds"] == "none" else tuple(settings["bounds"])
-        recipe, space = Recipe.load(folder / "recipe.toml"), Space.read(folder / "space.toml")
+        recipe, space = Recipe.load(folder / "plan/recipe.toml"), Space.read(folder / "plan/space.toml")
         return Plan(folder, recipe, space, **settings)
 
 

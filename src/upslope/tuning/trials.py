@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +54,13 @@ class Trials:
             self._study = open_study(plan.study_path)
             self._identify()
 
-    def claim(self) -> Claim | None:
+    def claim(self, say: Callable[[str], None]) -> Claim | None:
         """A trial to run: one whose process died, else a new one; None once all have ended.
 
-        While there is none, but other processes still run theirs, it waits: should they die, theirs are taken over.
+        While there is none, but other processes still run theirs, it waits (and says so once): should they die, theirs
+        are taken over.
         """
+        waits = False
         while True:
             with self._alone(), stored(self.plan.study_path):
                 trials = self._study.get_trials(deepcopy=False)
@@ -73,6 +75,9 @@ class Trials:
                     return self._claimed(trial, lock, taken=False)
             if not running:
                 return None
+            if not waits:
+                waits = True
+                say(f"waiting for {self._held(running)}; where that is gone from another host, delete its lock")
             time.sleep(_POLL_S)
 
     def finish(self, claim: Claim, metric: float) -> None:
@@ -127,8 +132,15 @@ class Trials:
 
     def _claimed(self, trial: Any, lock: FolderLock, *, taken: bool) -> Claim:
         plan = self.plan
-        self._study.sampler = make_sampler(plan.sampler, plan.space, seed=plan.seed + 1_000_003 * trial.number)
+        self._study.sampler = make_sampler(
+            plan.sampler, plan.space, seed=(plan.seed + 1_000_003 * trial.number) % 2**32
+        )
         return Claim(trial.number, plan.space.values(lambda parameter: suggest(trial, parameter)), taken, lock)
+
+    def _held(self, running: Sequence[int]) -> str:
+        """Who has which trial."""
+        holders = ((number, FolderLock(self.plan.trial_path(number) / "lock").holder()) for number in running)
+        return ", ".join(f"trial {number} of process {by.pid} on {by.host}" for number, by in holders if by is not None)
 
     def _locked(self, number: int) -> FolderLock | None:
         """The lock of a trial's folder, now this process's; None where a living process has it."""

@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
-from upslope.errors import CheckpointError, RecipeError
+from upslope.errors import RecipeError, UpslopeError
 from upslope.recipe import Recipe
 from upslope.tasks import Task, task_of
 from upslope.tasks.loading import IN_MEMORY
@@ -84,7 +86,7 @@ def tune(
         if workers == 1:
             work(plan, known, say)
         else:
-            _work_together(plan, workers)
+            _work_together(plan, workers, say)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; the same command goes on with {plan.folder}") from None
     return conclude(plan, known)
@@ -92,28 +94,45 @@ def tune(
 
 def _begin(plan: Plan) -> None:
     """Make the folder, or see that it holds this very plan."""
-    if not plan.study_path.exists():
-        plan.save()
+    plan.make_folder()
     Trials(plan)  # raises where the folder's trials are of another plan
     plan.save()
 
 
-def _work_together(plan: Plan, workers: int) -> None:
+def _work_together(plan: Plan, workers: int, say: Callable[[str], None]) -> None:
     """The plan's trials by several processes, which share the processors.
 
-    Raises: CheckpointError with the last words of one that stopped.
+    Raises: UpslopeError with the last words of one that stopped, once the others are done.
     """
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     environment = {"OMP_NUM_THREADS": threads, **os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
     command = [sys.executable, "-m", "upslope.tuning.worker", str(plan.folder)]
-    started = [
-        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace")
-        for _ in range(workers)
-    ]
-    said = [process.communicate()[1] for process in started]
-    for process, words in zip(started, said, strict=True):
-        if process.returncode == 130:
-            raise KeyboardInterrupt
-        if process.returncode:
-            last = (words.strip() or f"status {process.returncode}").splitlines()[-1].removeprefix("error: ")
-            raise CheckpointError(f"a worker stopped: {last}")
+    with ExitStack() as stack:
+        logs = [stack.enter_context(plan.worker_log(number).open("w+")) for number in range(workers)]
+        processes = [
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, errors="replace")
+            for log in logs
+        ]
+        for process in processes:  # interrupted, each saves its run first
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+        ears = [Thread(target=_repeat, args=(process, say)) for process in processes]
+        for ear in ears:
+            ear.start()
+        for ear in ears:
+            ear.join()
+        for number, process in enumerate(processes):
+            if process.wait():
+                raise UpslopeError(f"worker {number} stopped: {_last_words(plan.worker_log(number))}")
+
+
+def _repeat(process: subprocess.Popen[str], say: Callable[[str], None]) -> None:
+    """Say what a worker says."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        say(line.rstrip())
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else f"it left nothing in {log}"

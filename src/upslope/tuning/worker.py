@@ -29,7 +29,7 @@ def work(plan: Plan, task: Task, say: Callable[[str], None]) -> None:
     trials = Trials(plan)
     groups, _ = plan.prompts(task)
     seen = only(task, groups)
-    while (claim := trials.claim()) is not None:
+    while (claim := trials.claim(say)) is not None:
         try:
             if claim.taken:
                 say(f"trial {claim.number}: its process is gone; going on with it")
