@@ -10,7 +10,7 @@ from scipy import stats
 
 from upslope.errors import DataError
 from upslope.evaluation import student_t
-from upslope.evaluation.clustered import cluster_bootstrap, cluster_sums, clustered_mean
+from upslope.evaluation.clustered import cluster_bootstrap, cluster_sums, clustered_mean, crossed_mean
 from upslope.evaluation.exact_tests import exact_test, unanimous_p, unanimous_radius
 from upslope.evaluation.multiplicity import holm, non_inferiority_p
 from upslope.evaluation.planning import detectable, plan, prompts_to_detect, samples_unpaired
@@ -210,3 +210,27 @@ def test_sums_of_clusters_in_the_order_of_their_names():
     sums, sizes = cluster_sums(np.array([[1.0, 2.0, 4.0, 8.0]]), np.array([3, 1, 3, 2]))
     assert sums.tolist() == [[2.0, 8.0, 5.0]]
     assert sizes.tolist() == [1, 1, 2]
+
+
+def test_seeds_crossed_with_prompts_have_the_variance_of_both():
+    """x = a_s + b_p + e_sp, 5,000 times: E[se^2] is var(a)/S + var(b)/n + var(e)/(S n), a little more by the floor."""
+    generator, seeds, prompts = np.random.default_rng(0), 4, 30
+    truth = 0.3**2 / seeds + 0.5**2 / prompts + 0.4**2 / (seeds * prompts)
+    found, covered, repetitions = 0.0, 0, 5_000
+    for _ in range(repetitions):
+        x = generator.normal(0, 0.3, (seeds, 1)) + generator.normal(0, 0.5, (1, prompts))
+        mean = crossed_mean(x + generator.normal(0, 0.4, (seeds, prompts)))
+        low, high = mean.bounds(0.95)
+        found += float(mean.se) ** 2 / repetitions
+        covered += low <= 0.0 <= high
+    assert truth * 0.97 <= found <= truth * 1.05
+    assert 0.94 <= covered / repetitions <= 0.985
+
+
+def test_one_seed_is_a_mean_over_prompts_and_equal_seeds_have_no_variance_of_their_own():
+    values, clusters = np.random.default_rng(1).random((1, 12)), np.arange(12) // 2
+    one, plain = crossed_mean(values, clusters), clustered_mean(values[0], clusters)
+    assert (one.estimate, one.se, one.df) == (plain.estimate, plain.se, plain.df)
+    three = crossed_mean(np.repeat(values, 3, 0), clusters)
+    assert float(three.se) == pytest.approx(float(plain.se))
+    assert three.df == pytest.approx(plain.df)

@@ -14,7 +14,7 @@ from upslope.policies.loading import load_policy
 from upslope.training.launch import launch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-RECIPES = sorted(EXAMPLES.rglob("*.toml"))
+RECIPES = sorted(path for path in EXAMPLES.rglob("*.toml") if path.name != "space.toml")
 TINY = {"causal": "tiny-llama", "seq2seq": "tiny-bart", "classifier": "tiny-bert", "tagger": "tiny-bert"}
 HELD = {"critic": None, "keep_reference": False, "dtype": "float32", "lora": None, "freeze": ()}
 HELD |= {"gradient_checkpointing": False, "device": "cpu", "seed": 0}
