@@ -53,8 +53,8 @@ def crossed_mean(values: np.ndarray, clusters: np.ndarray | None = None) -> Clus
     """Mean of values [S, n] of S seeds on the same n prompts, for other seeds and other prompts than these.
 
     se^2 = V_seeds + V_prompts: that of the seeds' means, and that of the prompts' means (in clusters [n]). What belongs
-    to one seed at one prompt only is counted in both, so se errs on the safe side. One seed says nothing of others: se is
-    then that of its prompts. df: Satterthwaite's of the sum. Where seeds differ much more than prompts do, the 95%
+    to one seed at one prompt only is counted in both, so se errs on the safe side. One seed says nothing of others: se
+    is then that of its prompts. df: Satterthwaite's of the sum. Where seeds differ much more than prompts do, the 95%
     interval of two seeds covers 89% of the time, of three 93%.
     Raises: DataError as `clustered_mean` does.
     Source: Owen 2007, arXiv:0712.0483, section 3, for the naive variances that are added.
