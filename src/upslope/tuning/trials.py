@@ -63,12 +63,13 @@ class Trials:
         waits = False
         while True:
             with self._alone(), stored(self.plan.study_path):
-                trials = self._study.get_trials(deepcopy=False)
-                running = [trial.number for trial in trials if trial.state.name == "RUNNING"]
+                running = self._running()
                 for number in running:
                     if lock := self._locked(number):
-                        return self._claimed(reopened(self._study, number), lock, taken=True)
-                if len(trials) < self.plan.trials:
+                        if number in self._running():  # it may have ended, and been let go, in between
+                            return self._claimed(reopened(self._study, number), lock, taken=True)
+                        lock.release()
+                if len(self._study.get_trials(deepcopy=False)) < self.plan.trials:
                     trial = self._study.ask()
                     lock = self._locked(trial.number)
                     assert lock is not None, "a new trial is nobody's"
@@ -136,6 +137,10 @@ class Trials:
             plan.sampler, plan.space, seed=(plan.seed + 1_000_003 * trial.number) % 2**32
         )
         return Claim(trial.number, plan.space.values(lambda parameter: suggest(trial, parameter)), taken, lock)
+
+    def _running(self) -> list[int]:
+        """The trials that have not ended."""
+        return [trial.number for trial in self._study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
 
     def _held(self, running: Sequence[int]) -> str:
         """Who has which trial."""
