@@ -160,6 +160,24 @@ def test_where_every_trial_fails_the_first_reason_is_given(tuned):
         tuned(space='model.name = ["no-such-model", "no-such-model-either"]', trials=2)
 
 
+def test_a_trial_that_ends_while_another_process_looks_is_not_taken_over(tmp_path, vowel_task, monkeypatch):
+    plan = Plan(tmp_path / "tuning", Recipe.resolve(vowel_task.RECIPE), Space.read(SPACE), trials=1)
+    plan.make_folder()
+    one, two = Trials(plan), Trials(plan)
+    claim, locked = one.claim(print), two._locked
+
+    def ended_meanwhile(number):
+        one.finish(claim, 0.5)
+        claim.lock.release()
+        return locked(number)
+
+    monkeypatch.setattr(two, "_locked", ended_meanwhile)
+    monkeypatch.setattr("upslope.tuning.trials._POLL_S", 0.0)
+    assert two.claim(lambda line: None) is None
+    assert [(trial.state, trial.metric) for trial in two.all()] == [("finished", 0.5)]
+    assert not (plan.trial_path(0) / "lock").exists()
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
