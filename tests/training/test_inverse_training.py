@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -121,6 +123,33 @@ def test_the_rewards_are_functions_of_the_ordinary_signature(learned):
     values = per_action(prompts=["say sea"] * 2, completions=[row.text for row in rows], completion_ids=ids)
     assert [len(row) for row in values] == [len(row) for row in ids]
     assert [sum(row) for row in values] == pytest.approx([row.metrics["inverse_q"] for row in scored], abs=1e-3)
+
+
+def test_a_cut_row_is_paid_as_far_as_it_goes(learned):
+    """Q - V' of the last action needs the value of what would follow: 0 is that of an end."""
+    run, start = learned
+    policy = policy_of(Recipe.resolve({}, {"model.name": str(run.model_path)}))
+    whole = list(policy.demonstration(Task(prompts=["say sea"]).prompts[0], "[sea]").actions)
+    for reward in (inverse_q(str(run.folder), per_action=True), implicit(str(run.folder), str(start), per_action=True)):
+        every = reward(prompts=["say sea"], completions=["[sea]"], completion_ids=[whole])[0]
+        for count in range(1, len(whole)):
+            (cut,) = reward(prompts=["say sea"], completions=["x"], completion_ids=[whole[:count]])
+            assert cut == pytest.approx(every[:count], abs=1e-4)
+
+
+def test_the_report_reads_a_cut_sample_as_the_reward_does(learned):
+    """With an end, which it is charged for."""
+    run, start = learned
+    recipe = Recipe.load(run.recipe_path)
+    session = types.SimpleNamespace(recipe=recipe, policy=policy_of(recipe))
+    prompt = session.policy.encode(Task(prompts=["say sea"]).prompts[0])
+    text = "[se"
+    ids = session.policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+    cut = session.policy.row(prompt, ids, (0.0,) * len(ids), text=text, stop_reason="length")
+    recovered, ratio = inverse.row_rewards(session, [inverse._ended(session, cut)])
+    first = str(start)
+    assert recovered == pytest.approx(inverse_q(first)(["say sea"], [text], [ids]), abs=1e-4)
+    assert ratio == pytest.approx(implicit(first, first)(["say sea"], [text], [ids]), abs=1e-4)
 
 
 def test_policy_gradient_on_the_recovered_reward_raises_it(learned, tmp_path):

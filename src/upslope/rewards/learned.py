@@ -75,7 +75,7 @@ def reward_model(
     common zero unless the models were trained with one (`reward_model.centering_coef`).
     Raises: ModelError where a run has no model yet; RewardError for pessimism without an ensemble, and as the worker
     starts where a model cannot be loaded.
-    Source: Coste et al. 2024, arXiv:2310.02743, section 3 (conservative ensembles).
+    Source: Coste et al. 2024, arXiv:2310.02743 (conservative ensembles; theirs subtract the variance).
     """
     names = (model,) if isinstance(model, str) else tuple(model)
     if not names:
