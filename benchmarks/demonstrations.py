@@ -54,13 +54,13 @@ def runs_of(folder: Path, model: str, *, seed: int, limit: int | None) -> dict[s
         name="format",
     )
     inverse = folder / f"inverse-{seed}"
-    reward = {"function": "implicit", "model": str(inverse), "reference": model, "per_action": True}
+    reward = {"function": "inverse_q", "model": str(inverse)}
     given, rl = dict(GIVEN), dict(RL)
     if limit is not None:
         given["steps"] = rl["steps"] = limit
     methods: dict[str, tuple[str, dict[str, Any]]] = {
         "supervised": (model, {"method": "supervised", **given}),
-        "inverse": (model, {"method": "inverse", "every_steps": given["steps"], "max_new_tokens": 48, **given}),
+        "inverse": (model, {"method": "inverse", "every_steps": given["steps"], "max_new_tokens": 24, **given}),
         "ppo": (str(inverse / "model"), {"reward.functions": [reward], **rl}),
     }
     runs = {}
