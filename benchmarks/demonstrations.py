@@ -33,7 +33,8 @@ FORM = re.compile(r"(\w+) has a \w+\. \1 is \w+\. The end\.")
 COUNT, SAMPLES = 64, 8
 QUIET = {"trackers": [], "checkpoint_every_steps": "none", "samples_per_step": 0}
 GIVEN = {"steps": 60, "prompts_per_step": 16, "lr": 1e-3}
-RL = {"preset": "ppo", "group_size": 4, "steps": 40, "prompts_per_step": 16, "lr": 3e-4, "max_new_tokens": 48}
+RL = {"preset": "ppo", "group_size": 4, "steps": 40, "prompts_per_step": 16, "lr": 2e-4, "max_new_tokens": 32}
+RL |= {"lam": 1.0, "critic_lr": 3e-3}  # row scores, and a critic that begins at 0
 
 
 def demonstrations(names: tuple[str, ...], *, count: int, seed: str) -> list[dict[str, str]]:
