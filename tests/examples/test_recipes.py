@@ -38,7 +38,11 @@ def run_recipe(path, folder, **overrides):
         overrides |= {"task.options.limit": 300 if "num_labelled" in recipe.task.options else 8}
         overrides |= {"task.options.num_eval": 4, "task.options.strict": False}
         overrides |= {"task.options.num_labelled": 200} if "num_labelled" in recipe.task.options else {}
-    if path.stem in ("summary", "hh_reward_model"):  # the tiny model's characters are more than its context holds
+    if path.stem in (
+        "summary",
+        "hh_reward_model",
+        "hh_ppo",
+    ):  # the tiny model's characters are more than its context holds
         overrides |= {
             f"task.options.{name}": str(short(recipe.task.options[name], folder)) for name in ("path", "eval")
         }

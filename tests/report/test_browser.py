@@ -64,6 +64,25 @@ def test_every_section_is_there(shown, run):
     assert shown.locator("#recipe pre").text_content() == run.recipe_toml
 
 
+def test_a_reward_models_reliability_is_plotted(open_page, tmp_path):
+    """The newest calibration: its numbers, and a dot a bin: where it lies between 0.5 and 1, 0 and 1, and how large."""
+    run = run_pages.finished(tmp_path / "run", steps=2)
+    report = {"accuracy": 0.71, "accuracy_low": 0.6, "accuracy_high": 0.8, "length_baseline": 0.55, "pairs": 80}
+    report |= {"expected_calibration_error": 0.123, "bins": [[0.6, 0.5, 16], [0.9, 0.75, 64]]}
+    run.log("calibration", step=0, **report | {"bins": [[0.5, 0.5, 80]]})
+    run.log("calibration", step=2, **report)
+    section = open_page(written(tmp_path / "page.html", run)).locator("#reliability")
+    text = section.text_content()
+    assert all(wanted in text for wanted in ("0.710 [0.600, 0.800]", "0.550", "0.123", "80", "confidence 0.900"))
+    box = section.locator("rect").bounding_box()
+    small, large = (dot.bounding_box() for dot in section.locator("circle").all())
+    for dot, across, up in ((small, 0.2, 0.5), (large, 0.8, 0.75)):
+        assert dot["x"] + dot["width"] / 2 == pytest.approx(box["x"] + across * box["width"], abs=1)
+        assert dot["y"] + dot["height"] / 2 == pytest.approx(box["y"] + (1 - up) * box["height"], abs=1)
+    assert large["width"] > small["width"]
+    assert "calibration" not in section.page.locator("#notes").text_content()
+
+
 def test_every_kind_of_metric_has_its_curve(shown):
     titles = {chart.get_attribute("data-title") for chart in shown.locator("[data-title]").all()}
     assert titles >= {

@@ -15,7 +15,16 @@ from upslope.report.curves import CHARTS, NO_CHART
 
 _FOLDER = files("upslope.report") / "page"
 _STYLES = ("vendor/uPlot.min.css", "page.css")
-_SCRIPTS = ("elements.js", "charts.js", "tokens.js", "inspector.js", "changes.js", "overview.js", "live.js")
+_SCRIPTS = (
+    "elements.js",
+    "charts.js",
+    "tokens.js",
+    "inspector.js",
+    "changes.js",
+    "overview.js",
+    "reliability.js",
+    "live.js",
+)
 
 
 def page(data: Mapping[str, Any], *, title: str) -> str:
