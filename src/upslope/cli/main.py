@@ -19,6 +19,7 @@ from upslope.cli import (
     predict,
     presets,
     quickstart,
+    rate,
     report,
     resume,
     train,
@@ -42,6 +43,7 @@ app.command()(compare.compare)
 app.command()(predict.predict)
 app.command()(report.report)
 app.command()(watch.watch)
+app.command()(rate.rate)
 app.command()(presets.presets)
 app.command()(init.init)
 app.command()(doctor.doctor)
