@@ -14,7 +14,9 @@ from rich.console import Console
 
 def rate(
     run: Annotated[Path, typer.Argument(help="A run folder with logged samples; it may still be training.")],
-    stars: Annotated[bool, typer.Option("--stars", help="Give each answer 1 to 5 stars, instead of comparing two.")] = False,
+    stars: Annotated[
+        bool, typer.Option("--stars", help="Give each answer 1 to 5 stars, instead of comparing two.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file of ratings; RUN/ratings.jsonl by default.")
     ] = None,
@@ -35,7 +37,10 @@ def rate(
     server = RatingServer(opened, ratings, stars=stars, rater=rater or getpass.getuser(), seed=seed, port=port)
     try:
         with server:
-            console.print(f"{run} is rated at {server.address}\nCtrl-C ends the page; the next start goes on from there.", markup=False)
+            console.print(
+                f"{run} is rated at {server.address}\nCtrl-C ends the page; the next start goes on from there.",
+                markup=False,
+            )
             server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:
         counts = Counter(str(rating["verdict"]) for rating in server.own_ratings())

@@ -15,7 +15,9 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 # kinds of events that stand whatever step a run is resumed from
 ABOUT_THE_FOLDER = frozenset({"resume", "stale_lock", "settings", "damaged_checkpoint"})
 _SPELT = (b'"NaN"', b'Infinity"')
-_TEXT = frozenset({"kind", "prompt", "text", "pieces", "stop_reason", "failure", "rater"})  # a model may well write "NaN"
+_TEXT = frozenset(
+    {"kind", "prompt", "text", "pieces", "stop_reason", "failure", "rater"}
+)  # a model may well write "NaN"
 
 
 def to_json(value: Any) -> Any:

@@ -93,10 +93,14 @@ class RatingServer(LocalServer):
         rated = [rating["question"] for rating in self.own_ratings()]
         left = [question for id, question in self._questions.items() if id not in set(rated)]
         asked = wanted or next(iter(left), None)
-        shown = None if asked is None else {
-            "id": asked.id,
-            "prompt": prompt_view(asked.prompt),
-            "answers": [{"text": answer.text, "cut": answer.cut} for answer in asked.answers],
-        }
+        shown = (
+            None
+            if asked is None
+            else {
+                "id": asked.id,
+                "prompt": prompt_view(asked.prompt),
+                "answers": [{"text": answer.text, "cut": answer.cut} for answer in asked.answers],
+            }
+        )
         last = rated[-1] if rated else None
         return {"question": shown, "rated": len(rated), "total": len(self._questions), "last": last}

@@ -62,11 +62,12 @@ function answerView(answer, name) {
     answer.cut ? element("small", {}, "cut at the length limit") : null);
 }
 
+const undoButton = () => element("button", { title: "take the last rating back", "data-verdict": "undo", disabled: !asked.last, onclick: undo }, "U undo");
+
 function verdictButtons() {
-  return element("div", { class: "verdicts" },
-    VERDICTS.map(([, verdict, label, title]) => element("button", { title, "data-verdict": String(verdict), onclick: () => rate(verdict) },
-      data.stars && verdict !== "skip" ? [element("b", {}, String(verdict)), ` ${label}`] : label)),
-    element("button", { title: "take the last rating back", "data-verdict": "undo", disabled: !asked.last, onclick: undo }, "U undo"));
+  return element("div", { class: "verdicts" }, VERDICTS.map(([, verdict, label, title]) =>
+    element("button", { title, "data-verdict": String(verdict), onclick: () => rate(verdict) },
+      data.stars && verdict !== "skip" ? [element("b", {}, String(verdict)), ` ${label}`] : label)), undoButton());
 }
 
 function endView(total) {
@@ -74,7 +75,7 @@ function endView(total) {
   const loss = data.stars ? '\n\n[reward_model]\nloss = "regression"' : "";
   return [element("p", {}, total === 1 ? "The one question is answered." : `All ${total} questions are answered.`,
     ` The ratings stand in ${data.path}; a reward model learns from them by`),
-  element("pre", { class: "card" }, `method = "reward_model"\n\n[task]\nname = "ratings"\noptions = { ${options} }${loss}`), verdictButtons()];
+  element("pre", { class: "card" }, `method = "reward_model"\n\n[task]\nname = "ratings"\noptions = { ${options} }${loss}`), element("div", { class: "verdicts" }, undoButton())];
 }
 
 function show({ question, rated, total, last }) {
@@ -109,7 +110,7 @@ fill("header",
   element("div", { class: "names" }, element("span", { class: "mark" }, "upslope"),
     element("h1", {}, data.stars ? "How good is this answer?" : "Which answer is better?"),
     element("span", { id: "said", class: "quiet", role: "status" })),
-  element("div", { class: "names" }, element("span", { class: "quiet" }, data.rater), element("span", { id: "progress", class: "number" }),
+  element("div", { class: "names nowrap" }, element("span", { class: "quiet" }, data.rater), element("span", { id: "progress" }),
     element("button", { id: "theme", onclick: switchTheme, title: "light or dark" }, "◐")));
 byId("header").append(element("i", { class: "bar" }, element("i", { id: "bar" })));
 ask("next");
