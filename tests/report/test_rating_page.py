@@ -290,5 +290,7 @@ def test_the_command_goes_on_where_one_left_off(run, serve, open_page):
         status, said = ended(rating, within_s=10)
     finally:
         rating.kill()
+        rating.wait()
+        rating.stdout.close()
     assert status == 0
     assert said.splitlines()[-1] == f"ratings in {run.folder / 'ratings.jsonl'}: 1 left, 1 skip"

@@ -46,7 +46,7 @@ def test_two_texts_are_one_question_and_one_text_is_none():
 
 
 def test_which_side_is_left_is_a_fair_coin_of_the_seed():
-    """400 pairs: the first written text stands left in half of them (3 standard deviations: 30), afresh with each seed."""
+    """400 pairs: the first written text stands left in half of them (3 deviations: 30), afresh with each seed."""
     rows = [sample(f"p{n}", text, group=n, number=i) for n in range(400) for i, text in enumerate(("first", "second"))]
     sides = [{q.id: texts(q)[0] == "first" for q in questions(rows, stars=False, seed=seed)} for seed in (0, 1)]
     for side in sides:
@@ -165,7 +165,7 @@ def test_text_that_spells_a_number_stays_text(tmp_path):
 def test_a_full_disk_is_said_and_loses_nothing_else(tmp_path, asked, file_size_limit):
     ratings = Ratings(tmp_path / "r.jsonl")
     add(ratings, asked[0])
-    with file_size_limit(ratings.path.stat().st_size + 50), pytest.raises(RecordError, match="was not saved: .*large"):
+    with file_size_limit(ratings.path.stat().st_size + 50), pytest.raises(RecordError, match=r"was not saved: .*large"):
         add(ratings, asked[1])
     assert verdicts(ratings) == [(asked[0].id, "left")]
     assert add(ratings, asked[1])  # the same again, once there is room
@@ -173,7 +173,7 @@ def test_a_full_disk_is_said_and_loses_nothing_else(tmp_path, asked, file_size_l
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path, asked):
-    with pytest.raises(RecordError, match="cannot write .*none"):
+    with pytest.raises(RecordError, match=r"cannot write .*none"):
         add(Ratings(tmp_path / "none" / "r.jsonl"), asked[0])
 
 

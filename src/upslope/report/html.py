@@ -32,7 +32,7 @@ def page(data: Mapping[str, Any], *, title: str) -> str:
 
 
 def rating_page(data: Mapping[str, Any], *, title: str) -> str:
-    """The page of `{"stars": bool, "rater": str, "path": str}`, which asks its server for one question after another."""
+    """The page of `{"stars": bool, "rater": str, "path": str}`, which asks its server for questions."""
     scripts = (_program(_RATING_SCRIPTS),)
     return _filled(data, title=title, sections=("asked",), styles=("page.css",), scripts=scripts, live=True)
 

@@ -39,10 +39,10 @@ class Question:
 def questions(samples: Iterable[Mapping[str, Any]], *, stars: bool, seed: int) -> list[Question]:
     """The questions about a run's logged samples, in the order they are asked. Equal texts of a prompt count once.
 
-    For comparisons the texts of each prompt stand in a ring, and each is compared with its two neighbours: every text is
-    seen twice, and all of a prompt are connected. The ring, the order of all questions, and which side is left, are
-    those of hashes with the seed: samples that come later move none of what was there, but for two neighbours
-    that they part.
+    For comparisons the texts of each prompt stand in a ring, and each is compared with its two neighbours: every text
+    is seen twice, and all of a prompt are connected. The ring, the order of all questions, and which side is left, are
+    those of hashes with the seed: samples that come later leave the questions as they are, but for two neighbours that
+    they part.
     """
     asked = []
     for prompt, answers in _by_prompt(samples):
@@ -60,7 +60,7 @@ def _neighbours(ring: Sequence[Answer]) -> Iterator[tuple[Answer, Answer]]:
 
 
 def _by_prompt(samples: Iterable[Mapping[str, Any]]) -> list[tuple[Any, list[Answer]]]:
-    """The distinct answers to each prompt; a line that lacks what every sample has, as one from elsewhere may, is none."""
+    """The distinct answers to each prompt; a line that lacks what every sample has is none."""
     found: dict[str, tuple[Any, dict[str, Answer]]] = {}
     for sample in samples:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -60,10 +61,11 @@ class RatingServer(LocalServer):
 
     def _rate(self, exchange: Exchange) -> None:
         posted = exchange.posted() or {}
-        question, verdict, seconds = self._asked(posted), posted.get("verdict"), posted.get("seconds")
-        allowed: tuple[Any, ...] = STARS if self._stars else COMPARISONS
-        sound = type(verdict) in (int, str) and verdict in allowed
-        if question is None or not sound or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        question, seconds, said = self._asked(posted), posted.get("seconds"), posted.get("verdict")
+        allowed: Sequence[str | int] = STARS if self._stars else COMPARISONS
+        verdict = next((each for each in allowed if each == said and type(each) is type(said)), None)  # 1 == True
+        timed = isinstance(seconds, int | float) and 0 <= seconds < math.inf
+        if question is None or verdict is None or seconds is None or not timed:
             exchange.send_json(HTTPStatus.BAD_REQUEST, {"problem": "this is no rating of a question that was asked"})
             return
         try:

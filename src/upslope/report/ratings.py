@@ -71,7 +71,10 @@ class Ratings:
         return fresh
 
     def take_back(self, question: str, *, rater: str) -> bool:
-        """Undo a rater's rating of a question; False where none stands. Raises: RecordError when it cannot be written."""
+        """Undo a rater's rating of a question; False where none stands.
+
+        Raises: RecordError when it cannot be written.
+        """
         with self._writing():
             rating = self._standing.get((question, rater))
             if rating is not None:

@@ -170,8 +170,8 @@ class Session:
         self.run.log_samples(step, rows, columns | self._told(rows))
 
     def _told(self, rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
-        """Each action as text, so that a reader of the log needs no tokenizer; and the weights that wrote the row, where
-        they are those of now."""
+        """Each action as text, so that a reader of the log needs no tokenizer; and the checksum of the weights that
+        wrote the row, where they are those of now."""
         now = fingerprint(self.policy.module)
         return {
             "pieces": [self.policy.pieces(rollout.actions) for rollout in rollouts],
