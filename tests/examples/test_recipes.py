@@ -120,6 +120,17 @@ def test_the_recipes_of_learned_rewards_are_chained(tmp_path, monkeypatch):
     assert set(paid.metrics["reward/implicit"]) == {1, 2}
 
 
+def test_the_ratings_are_those_that_their_script_writes(tmp_path, monkeypatch):
+    """The store in the repository, but for its times: not mended by hand, and in the page's format of today."""
+    monkeypatch.syspath_prepend(str(EXAMPLES / "learned_rewards"))
+    store = importlib.import_module("make_ratings").main(tmp_path / "ratings.jsonl")
+    written, kept = (
+        [json.loads(line) | {"time": 0} for line in path.read_text().splitlines()]
+        for path in (store.path, EXAMPLES / "learned_rewards" / "ratings.jsonl")
+    )
+    assert written == kept
+
+
 @pytest.mark.parametrize("name", ["quickstart", "trl_reward"])
 def test_script_trains_two_steps(name, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(EXAMPLES))
