@@ -113,7 +113,7 @@ def test_the_recipes_of_learned_rewards_are_chained(tmp_path, monkeypatch):
     assert recipes["4_ppo"].model.name == f"{first}/model"
     scored = run_recipe(folder / "1_reward_model.toml", tmp_path / "rm")
     paid = run_recipe(folder / "2_ppo.toml", tmp_path / "ppo", **{"reward.functions": [f"model:{scored.folder}"]})
-    assert set(paid.metrics["reward/reward_model"]) == {1, 2}
+    assert set(paid.metrics["reward/reward_model"]) == set(paid.metrics["gold"]) == {1, 2}
     explained = run_recipe(folder / "3_inverse.toml", tmp_path / "inverse")
     reward = {"function": "implicit", "model": str(explained.folder), "reference": "tiny-llama"}
     paid = run_recipe(folder / "4_ppo.toml", tmp_path / "rl", **{"reward.functions": [reward]})
