@@ -23,7 +23,7 @@ def test_the_trend_is_the_slope_over_its_standard_error(n):
 
 
 def test_a_constant_has_no_trend_and_a_straight_line_has_nothing_but():
-    assert trend([0.1] * 50) == trend([0.0] * 50) == 0.0
+    assert all(trend([constant] * n) == 0.0 for constant in (0.0, 0.1, -0.7, 1e6 + 0.3) for n in (20, 47, 320))
     assert (trend([0.1 * step for step in range(50)]), trend([7.0 - step for step in range(50)])) == (np.inf, -np.inf)
 
 

@@ -34,7 +34,7 @@ def rate(
     console = Console(highlight=False, soft_wrap=True)
     opened = Run.open(run)
     ratings = Ratings(output or opened.folder / "ratings.jsonl")
-    server = RatingServer(opened, ratings, stars=stars, rater=rater or getpass.getuser(), seed=seed, port=port)
+    server = RatingServer(opened, ratings, stars=stars, rater=rater or _login(), seed=seed, port=port)
     try:
         with server:
             console.print(
@@ -46,3 +46,12 @@ def rate(
         counts = Counter(str(rating["verdict"]) for rating in server.own_ratings())
         told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "none"
         console.print(f"ratings in {ratings.path}: {told}", markup=False)
+
+
+def _login() -> str:
+    from upslope.errors import RecordError
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        raise RecordError("this login has no name; say who rates by --rater") from None

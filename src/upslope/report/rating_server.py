@@ -93,8 +93,8 @@ class RatingServer(LocalServer):
     def _state(self, wanted: Question | None = None) -> dict[str, Any]:
         """The question to ask (the wanted one, else the first unrated), how many are rated, and the last of them."""
         rated = [rating["question"] for rating in self.own_ratings()]
-        left = [question for id, question in self._questions.items() if id not in set(rated)]
-        asked = wanted or next(iter(left), None)
+        known = set(rated)
+        asked = wanted or next((question for id, question in self._questions.items() if id not in known), None)
         shown = (
             None
             if asked is None

@@ -32,9 +32,13 @@ class Ratings:
 
     Lines are written under a lock of the file and are on the disk once `add` returns. A line torn by a crash, and one
     that is no rating, are counted as damaged.
+
+    Raises: RecordError when its folder is not there.
     """
 
     def __init__(self, path: Path) -> None:
+        if not path.parent.is_dir():
+            raise RecordError(f"{path} cannot hold ratings: there is no folder {path.parent}")
         self.path = path
         self._mutex = threading.Lock()
         self._begin()

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from upslope.training import drift
-
-Metrics = Mapping[str, Any]
+from upslope.training.drift import Metrics
 
 WINDOW = 10  # steps over which a KL runs away
 MEMORY = max(drift.WINDOWS)  # steps that a rule may look back on

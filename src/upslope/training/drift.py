@@ -26,12 +26,12 @@ def trend(values: Sequence[float]) -> float:
     Under independent noise of n values without a trend it has Student's t distribution with n - 2 degrees of freedom.
     """
     y = np.asarray(values, dtype=np.float64)
+    rounding = 1e-12 * float(np.abs(y).max()) / len(y)
     x = np.arange(len(y)) - (len(y) - 1) / 2
     y = y - y.mean()
     spread = float(x @ x)
     slope = float(x @ y) / spread
     noise = math.sqrt(float(np.square(y - slope * x).sum()) / (len(y) - 2) / spread)
-    rounding = 1e-9 * float(np.abs(y).max()) / len(y)
     if abs(slope) <= rounding:
         return 0.0
     return slope / noise if noise > rounding else math.copysign(math.inf, slope)

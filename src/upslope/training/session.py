@@ -39,7 +39,7 @@ from upslope.training.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from upslope.training.fingerprint import fingerprint
+from upslope.training.fingerprint import BASE, STEP, fingerprint
 from upslope.training.interrupts import Interrupts
 from upslope.training.optimizer import is_critic, trainable
 from upslope.training.seeds import derive_seed
@@ -94,7 +94,7 @@ class Session:
     _encoded: dict[int, Prompt] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.base = self.base or fingerprint(self.policy.module)
+        self.base = self.base or fingerprint(self.policy.module, samples=BASE)
         self.load_engine(self.state.step)
 
     def seed(self, *purpose: str | int) -> int:
@@ -172,7 +172,7 @@ class Session:
     def _told(self, rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
         """Each action as text, so that a reader of the log needs no tokenizer; and the checksum of the weights that
         wrote the row, where they are those of now."""
-        now = fingerprint(self.policy.module)
+        now = fingerprint(self.policy.module, samples=STEP) if rollouts else ""
         return {
             "pieces": [self.policy.pieces(rollout.actions) for rollout in rollouts],
             "weights": [now if rollout.version == self.state.step else None for rollout in rollouts],
