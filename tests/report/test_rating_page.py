@@ -65,14 +65,19 @@ def shown(page):
     return page.locator(".answer .text").all_text_contents()
 
 
+def opened(page):
+    """The page, once it asks."""
+    page.locator("#progress", has_text=" of ").wait_for()
+    return page
+
+
 def press(page, key, progress):
     page.keyboard.press(key)
     page.locator("#progress", has_text=progress).wait_for()
 
 
 def test_comparing_by_keyboard_through_undo_and_reload_to_the_end(run, serve, open_page):
-    page = open_page(serve().address)
-    page.locator("#progress", has_text="0 of 3").wait_for()
+    page = opened(open_page(serve().address))
     assert page.locator('[data-verdict="undo"]').is_disabled()
     page.keyboard.press("u")  # nothing to take back
     seen = [shown(page)]
@@ -104,8 +109,7 @@ def test_comparing_by_keyboard_through_undo_and_reload_to_the_end(run, serve, op
 
 
 def test_stars_by_keyboard(run, serve, open_page):
-    page = open_page(serve(stars=True).address)
-    page.locator("#progress", has_text="0 of 6").wait_for()
+    page = opened(open_page(serve(stars=True).address))
     for done, key in enumerate("5132s"):
         press(page, key, f"{done + 1} of 6")
     page.keyboard.press("6")
@@ -151,8 +155,8 @@ def test_two_tabs_rate_a_question_once(run, serve, open_page):
 
 
 def test_another_rater_is_asked_everything(run, serve, open_page):
-    press(open_page(serve().address), "ArrowLeft", "1 of 3")
-    page = open_page(serve(rater="bob").address)
+    press(opened(open_page(serve().address)), "ArrowLeft", "1 of 3")
+    page = opened(open_page(serve(rater="bob").address))
     press(page, "t", "1 of 3")
     assert [(line["rater"], line["question"]) for line in lines(run)] == [
         (rater, lines(run)[0]["question"]) for rater in ("ann", "bob")
@@ -160,8 +164,7 @@ def test_another_rater_is_asked_everything(run, serve, open_page):
 
 
 def test_a_key_held_down_rates_once(run, serve, open_page):
-    page = open_page(serve().address)
-    page.locator("#progress", has_text="0 of 3").wait_for()
+    page = opened(open_page(serve().address))
     page.keyboard.down("s")
     page.locator("#progress", has_text="1 of 3").wait_for()
     for _ in range(3):
@@ -172,8 +175,7 @@ def test_a_key_held_down_rates_once(run, serve, open_page):
 
 
 def test_a_hidden_window_is_not_looked_at(run, serve, open_page):
-    page = open_page(serve().address)
-    page.locator("#progress", has_text="0 of 3").wait_for()
+    page = opened(open_page(serve().address))
     hide = "(hidden) => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });" \
         "document.dispatchEvent(new Event('visibilitychange')); }"  # fmt: skip
     page.evaluate(hide, True)
@@ -186,8 +188,7 @@ def test_a_hidden_window_is_not_looked_at(run, serve, open_page):
 
 def test_what_cannot_be_saved_stays_asked(run, serve, open_page):
     """The store cannot be written, and then can: the page says so, keeps the question, and rates it in the end."""
-    page = open_page(serve().address)
-    page.locator("#progress", has_text="0 of 3").wait_for()
+    page = opened(open_page(serve().address))
     before = shown(page)
     (run.folder / "ratings.jsonl").unlink(missing_ok=True)
     (run.folder / "ratings.jsonl").mkdir()
@@ -201,7 +202,7 @@ def test_what_cannot_be_saved_stays_asked(run, serve, open_page):
 
 
 def test_samples_that_come_while_one_rates_are_asked_after_a_reload(run, serve, open_page):
-    page = open_page(serve().address)
+    page = opened(open_page(serve().address))
     press(page, "s", "1 of 3")
     run.log_samples(2, [rollout(Prompt(4, "new"), words=(word,)) for word in ("a", "b")])
     page.reload()
@@ -282,10 +283,10 @@ def test_a_run_without_two_answers_is_refused(tmp_path):
 
 
 def test_the_command_goes_on_where_one_left_off(run, serve, open_page):
-    press(open_page(serve().address), "ArrowLeft", "1 of 3")
+    press(opened(open_page(serve().address)), "ArrowLeft", "1 of 3")
     rating = upslope("rate", run.folder, "--port", "0", "--rater", "ann")
     try:
-        press(open_page(rating.stdout.readline().split()[-1]), "s", "2 of 3")
+        press(opened(open_page(rating.stdout.readline().split()[-1])), "s", "2 of 3")
         rating.send_signal(signal.SIGINT)
         status, said = ended(rating, within_s=10)
     finally:

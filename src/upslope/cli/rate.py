@@ -37,10 +37,8 @@ def rate(
     server = RatingServer(opened, ratings, stars=stars, rater=rater or _login(), seed=seed, port=port)
     try:
         with server:
-            console.print(
-                f"{run} is rated at {server.address}\nCtrl-C ends the page; the next start goes on from there.",
-                markup=False,
-            )
+            console.print(f"{run} is rated at {server.address}", markup=False)
+            console.print("Ctrl-C ends the page; the next start goes on from there.", markup=False)
             server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:
         counts = Counter(str(rating["verdict"]) for rating in server.own_ratings())

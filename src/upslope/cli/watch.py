@@ -26,7 +26,8 @@ def watch(
     server = LiveServer(Run(run), port=port, held_out=held_out)
     try:
         with server:
-            console.print(f"{run} is shown at {server.address}\nCtrl-C ends the page; training goes on.", markup=False)
+            console.print(f"{run} is shown at {server.address}", markup=False)
+            console.print("Ctrl-C ends the page; training goes on.", markup=False)
             server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:
         console.print("the page is closed", markup=False)

@@ -15,9 +15,8 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 # kinds of events that stand whatever step a run is resumed from
 ABOUT_THE_FOLDER = frozenset({"resume", "stale_lock", "settings", "damaged_checkpoint"})
 _SPELT = (b'"NaN"', b'Infinity"')
-_TEXT = frozenset(
-    {"kind", "prompt", "text", "pieces", "stop_reason", "failure", "rater"}
-)  # a model may well write "NaN"
+# a model may well write "NaN", and a person be called so
+_TEXT = frozenset({"kind", "prompt", "text", "pieces", "stop_reason", "failure", "rater"})
 
 
 def to_json(value: Any) -> Any:

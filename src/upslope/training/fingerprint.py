@@ -14,7 +14,7 @@ STEP = 64
 
 
 def fingerprint(module: nn.Module, *, samples: int) -> str:
-    """A digest over names, shapes and some so many evenly spaced weights of every parameter; all, where it has fewer."""
+    """A digest over names, shapes and so many evenly spaced weights of every parameter (all, where it has fewer)."""
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in module.named_parameters():
         flat = parameter.detach().flatten()
