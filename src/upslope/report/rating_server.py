@@ -95,14 +95,11 @@ class RatingServer(LocalServer):
         rated = [rating["question"] for rating in self.own_ratings()]
         known = set(rated)
         asked = wanted or next((question for id, question in self._questions.items() if id not in known), None)
-        shown = (
-            None
-            if asked is None
-            else {
-                "id": asked.id,
-                "prompt": prompt_view(asked.prompt),
-                "answers": [{"text": answer.text, "cut": answer.cut} for answer in asked.answers],
-            }
-        )
-        last = rated[-1] if rated else None
-        return {"question": shown, "rated": len(rated), "total": len(self._questions), "last": last}
+        counts = {"rated": len(rated), "total": len(self._questions), "last": rated[-1] if rated else None}
+        return {"question": None if asked is None else _shown(asked), **counts}
+
+
+def _shown(question: Question) -> dict[str, Any]:
+    """What the rater may know of a question."""
+    answers = [{"text": answer.text, "cut": answer.cut} for answer in question.answers]
+    return {"id": question.id, "prompt": prompt_view(question.prompt), "answers": answers}
