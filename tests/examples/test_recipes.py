@@ -117,11 +117,22 @@ def test_the_recipes_of_learned_rewards_are_chained(tmp_path, monkeypatch):
     assert recipes["4_ppo"].model.name == f"{first}/model"
     scored = run_recipe(folder / "1_reward_model.toml", tmp_path / "rm")
     paid = run_recipe(folder / "2_ppo.toml", tmp_path / "ppo", **{"reward.functions": [f"model:{scored.folder}"]})
-    assert set(paid.metrics["reward/reward_model"]) == {1, 2}
+    assert set(paid.metrics["reward/reward_model"]) == set(paid.metrics["gold"]) == {1, 2}
     explained = run_recipe(folder / "3_inverse.toml", tmp_path / "inverse")
     reward = {"function": "implicit", "model": str(explained.folder), "reference": "tiny-llama"}
     paid = run_recipe(folder / "4_ppo.toml", tmp_path / "rl", **{"reward.functions": [reward]})
     assert set(paid.metrics["reward/implicit"]) == {1, 2}
+
+
+def test_the_ratings_are_those_that_their_script_writes(tmp_path, monkeypatch):
+    """The store in the repository, but for its times: not mended by hand, and in the page's format of today."""
+    monkeypatch.syspath_prepend(str(EXAMPLES / "learned_rewards"))
+    store = importlib.import_module("make_ratings").main(tmp_path / "ratings.jsonl")
+    written, kept = (
+        [json.loads(line) | {"time": 0} for line in path.read_text().splitlines()]
+        for path in (store.path, EXAMPLES / "learned_rewards" / "ratings.jsonl")
+    )
+    assert written == kept
 
 
 @pytest.mark.parametrize("name", ["quickstart", "trl_reward"])

@@ -226,6 +226,20 @@ def test_alarms_are_listed_and_drawn(shown):
     assert shown.locator('[data-title="Reward"] canvas').evaluate(red) > 50
 
 
+def test_reward_and_gold_over_the_kl_stand_beside_gold(open_page, tmp_path):
+    run = Run.create(tmp_path / "run", run_pages.recipe_toml())
+    for step in range(1, 11):
+        run.log("train", step=step, reward=step / 4, gold=(5 - step) / 8, kl_row=step * step)
+    page = open_page(written(tmp_path / "page.html", run))
+    titles = page.locator("#grid figure").evaluate_all("all => all.map((one) => one.dataset.title)")
+    assert titles[titles.index("Gold") + 1] == "Over-optimisation"
+    chart = page.locator('[data-title="Over-optimisation"]')
+    assert chart.locator(".key").all_text_contents() == ["reward2.500", "gold-0.625"]
+    assert chart.locator(".u-axis").count() == 3
+    page.click("#theme")  # all is drawn anew
+    assert chart.count() == 1
+
+
 def test_light_and_dark(open_page, run, tmp_path):
     address = written(tmp_path / "page.html", run)
     background = "getComputedStyle(document.body).backgroundColor"

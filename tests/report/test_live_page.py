@@ -41,7 +41,8 @@ def upslope(*arguments):
 def ended(process, *, within_s):
     """(exit status, what it said); a process that does not end is killed."""
     try:
-        said, _ = process.communicate(timeout=within_s)
+        process.wait(timeout=within_s)
+        said = process.stdout.read()  # not communicate, which loses what readline has read ahead
     finally:
         process.kill()
         process.stdout.close()

@@ -13,7 +13,7 @@ from upslope.cli.report import held_out, summary
 from upslope.errors import CheckpointError, RecordError
 from upslope.evaluation.intervals import mean_interval, paired_gain
 from upslope.report import html
-from upslope.report.curves import CHARTS, metrics_of
+from upslope.report.curves import CHARTS, metrics_of, over_optimisation
 from upslope.report.inspector import inspect
 from upslope.report.run import Run
 from upslope.report.summary import alarms, notes
@@ -127,7 +127,7 @@ def test_the_plotting_library_is_the_published_one():
 
 
 def test_scripts_write_no_html():
-    for name in html._SCRIPTS:
+    for name in {*html._SCRIPTS, *html._RATING_SCRIPTS}:
         text = html._asset(name)
         assert not [
             word for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(") if word in text
@@ -141,6 +141,20 @@ def test_a_metric_that_is_missing_or_not_finite_leaves_a_gap_and_a_note():
     ]
     assert metrics_of(steps) == {"a": [1.0, None], "b": [None, None]}
     assert notes(steps) == [[1, "not finite", "b is nan"], [2, "problem", "x"], [2, "not finite", "a is inf"]]
+
+
+def test_reward_and_gold_stand_over_the_root_of_the_kl():
+    """48 steps in any order are 24 points of two neighbours each; what lacks one of the three is none."""
+    steps = [{"kl_row": float(n * n), "reward": 2.0 * n, "gold": -1.0 * n} for n in range(48)]
+    odd = [
+        {"kl_row": 1.0, "reward": 1.0},
+        {"kl_row": math.nan, "reward": 1.0, "gold": 1.0},
+        {"kl_row": 1.0, "gold": "x"},
+    ]
+    points = over_optimisation([*steps[::-1], *odd])
+    assert points == [[2 * n + 0.5, 4 * n + 1.0, -2 * n - 0.5] for n in range(24)]
+    assert over_optimisation(odd) == over_optimisation([]) == []
+    assert over_optimisation([{"kl_row": -0.3, "reward": 1, "gold": 2}]) == [[0.0, 1.0, 2.0]]
 
 
 def test_alarms_begin_and_end_by_name():

@@ -19,6 +19,7 @@ from upslope.cli import (
     predict,
     presets,
     quickstart,
+    rate,
     report,
     resume,
     train,
@@ -44,6 +45,7 @@ app.command()(tune.tune)
 app.command()(predict.predict)
 app.command()(report.report)
 app.command()(watch.watch)
+app.command()(rate.rate)
 app.command()(presets.presets)
 app.command()(init.init)
 app.command()(doctor.doctor)

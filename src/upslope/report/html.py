@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
@@ -25,6 +25,8 @@ _SCRIPTS = (
     "reliability.js",
     "live.js",
 )
+_SECTIONS = ("summary", "alarms", "curves", "reliability", "time", "rollouts", "changes", "recipe", "notes")
+_RATING_SCRIPTS = ("elements.js", "rating.js")
 
 
 def page(data: Mapping[str, Any], *, title: str) -> str:
@@ -33,24 +35,39 @@ def page(data: Mapping[str, Any], *, title: str) -> str:
     Runs may hold any text: the data is inert JSON that no tag can end, scripts write it as text only, and the page's
     policy lets the browser run these very scripts (by hash) and fetch nothing from elsewhere.
     """
-    library = _asset("vendor/uPlot.iife.min.js")
-    program = '"use strict";\n{\n' + "\n".join(_asset(name) for name in _SCRIPTS) + "\n}"
+    shown = {**data, "charts": [asdict(c) for c in CHARTS], "no_chart": NO_CHART, "version": __version__}
+    scripts = (_asset("vendor/uPlot.iife.min.js"), _program(_SCRIPTS))
+    return _filled(shown, title=title, sections=_SECTIONS, styles=_STYLES, scripts=scripts, live=bool(data.get("live")))
+
+
+def rating_page(data: Mapping[str, Any], *, title: str) -> str:
+    """The page of `{"stars": bool, "rater": str, "path": str}`, which asks its server for questions."""
+    scripts = (_program(_RATING_SCRIPTS),)
+    return _filled(data, title=title, sections=("asked",), styles=("page.css",), scripts=scripts, live=True)
+
+
+def _filled(
+    data: Mapping[str, Any],
+    *,
+    title: str,
+    sections: Sequence[str],
+    styles: Sequence[str],
+    scripts: Sequence[str],
+    live: bool,
+) -> str:
     parts = {
-        "policy": _policy(library, program, live=bool(data.get("live"))),
+        "policy": _policy(*scripts, live=live),
         "title": _escaped(title),
-        "style": "\n".join(_asset(name) for name in _STYLES),
-        "data": inert_json(
-            {**data, "charts": [asdict(c) for c in CHARTS], "no_chart": NO_CHART, "version": __version__}
-        ),
-        "library": library,
-        "program": program,
+        "style": "\n".join(map(_asset, styles)),
+        "sections": "\n".join(f'<section id="{section}"></section>' for section in sections),
+        "data": inert_json(data),
+        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
-    html = _asset("page.html")
-    head, *sections = html.split("{{")
+    head, *rest = _asset("page.html").split("{{")
     filled = [head]
-    for section in sections:
-        name, _, rest = section.partition("}}")
-        filled += [parts[name], rest]
+    for part in rest:
+        name, _, plain = part.partition("}}")
+        filled += [parts[name], plain]
     return "".join(filled)
 
 
@@ -65,6 +82,11 @@ def document(body: str, *, title: str) -> str:
         f'<link rel="icon" href="data:,">\n<style>{_asset("page.css")}</style>\n</head>\n'
         f"<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def _program(names: Sequence[str]) -> str:
+    """One program of several files, whose names no other script sees."""
+    return '"use strict";\n{\n' + "\n".join(map(_asset, names)) + "\n}"
 
 
 def inert_json(value: Any) -> str:

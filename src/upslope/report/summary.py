@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from upslope.errors import CheckpointError
-from upslope.report.curves import metrics_of, non_finite
+from upslope.report.curves import metrics_of, non_finite, over_optimisation
 from upslope.report.inspector import inspect
 from upslope.report.run import Run
 
@@ -46,6 +46,7 @@ def summarise(
         **_plan(recipe, run),
         "steps": [step["step"] for step in fresh],
         "metrics": metrics_of(fresh),
+        "over_optimisation": over_optimisation(steps),
         "held_out": held_out([event for event in events if event["kind"] == "evaluate"]),
         "reliability": next((event for event in reversed(events) if event["kind"] == "calibration"), None),
         "alarms": alarms(events),

@@ -21,6 +21,7 @@ from upslope.tasks.arithmetic import arithmetic
 from upslope.tasks.files import from_file
 from upslope.tasks.labelled import labelled
 from upslope.tasks.preferences import preferences
+from upslope.tasks.ratings import ratings
 from upslope.tasks.reasoning_gym import reasoning_gym
 from upslope.tasks.task import Task
 
@@ -37,6 +38,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "file": from_file,
     "labelled": labelled,
     "preferences": preferences,
+    "ratings": ratings,
     "reasoning-gym": reasoning_gym,
 }
 
@@ -96,7 +98,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
         if options:
             raise RecipeError(f"task {name!r} is ready made and takes no options, but got {', '.join(options)}")
         return made
-    if made in (from_file, labelled, preferences):
+    if made in (from_file, labelled, preferences, ratings):
         options = _reward_options(options)
     _check_options(name, made, options)
     task = made(**options)

@@ -80,7 +80,8 @@ def train(session: Session) -> None:
             told = discriminate(session, experience.rollouts, step=step) if experience.rollouts else {}
             state, metrics = attempt(session, experience, state)
             session.load_engine(step)
-        metrics = describe(experience, expected=False) | told | metrics | _times(session, experience, metrics, seconds)
+        told = describe(experience, expected=False, metric=session.task.metric_name) | told
+        metrics = told | metrics | _times(session, experience, metrics, seconds)
         state = dataclasses.replace(
             state,
             bad_steps=state.bad_steps + 1 if metrics.get("skipped") else 0,

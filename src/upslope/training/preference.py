@@ -114,6 +114,7 @@ def draw(session: Session, engine: Engine, order: Sequence[int], *, step: int) -
     items, dropped = [], Counter[str]()
     for prompt, rollout in zip(prompts, rollouts, strict=True):
         chosen = demonstration(session.policy, prompt, column=session.recipe.preference.preferred, group=0)
+        chosen = chosen.replace(version=-1)  # no weights wrote it
         if rollout.actions and rollout.actions != chosen.actions:
             items.append(Judged(prompt, (chosen, rollout)))
         else:
