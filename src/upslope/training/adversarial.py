@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from upslope import losses
+from upslope.engines.local import Writer
 from upslope.errors import DataError, RecipeError
 from upslope.evaluation.judgements import auc, length_correlation, right
 from upslope.evaluation.metrics import Measurement
-from upslope.policies.causal import CausalPolicy
 from upslope.policies.loading import load_policy
 from upslope.policies.policy import Policy
 from upslope.policies.reward import LABELS, RewardPolicy
@@ -59,7 +59,7 @@ def attach_discriminator(recipe: Recipe, policy: Policy) -> RewardPolicy | None:
     assert isinstance(discriminator, RewardPolicy)
     if recipe.inverse.level == "token":
         discriminator.judge_tokens()
-        if not cast(CausalPolicy, policy).tokenizer.get_vocab().items() <= discriminator.tokenizer.get_vocab().items():
+        if not cast(Writer, policy).tokenizer.get_vocab().items() <= discriminator.tokenizer.get_vocab().items():
             raise RecipeError("inverse.level is 'token', but inverse.discriminator has other tokens than the policy")
     policy.module.add_module("discriminator", discriminator.module)
     if recipe.inverse.learner == "airl":

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from upslope import losses
+from upslope.engines.local import Writer
 from upslope.errors import DataError
 from upslope.estimators import row_sum
 from upslope.evaluation.judgements import auc, length_correlation, right
 from upslope.evaluation.metrics import Measurement
-from upslope.policies.causal import CausalPolicy
 from upslope.policies.policy import Policy
 from upslope.records import Batch, Rollout, collate
 from upslope.training.seeds import data_order
@@ -106,7 +106,7 @@ def measure(session: Session) -> Measurement:
 def _ended(session: Session, row: Rollout) -> Rollout | None:
     """A sample with its end, as the reward functions read it where it was cut; None where there is no room for one, or
     nothing was written."""
-    policy = cast(CausalPolicy, session.policy)
+    policy = cast(Writer, session.policy)
     if not row.actions or row.actions[-1] in policy.eos_ids:
         return row if row.actions else None
     room, end = policy.room(row.prompt), policy.tokenizer.eos_token_id
