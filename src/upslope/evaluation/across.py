@@ -50,13 +50,14 @@ def combined(differences: Sequence[Difference], *, confidence: float) -> tuple[t
     """Holm's p-values of non-inferiority by task, and the mean difference with its t interval.
 
     se = sqrt(sum se_k^2) / K, with Satterthwaite's degrees of freedom.
-    Raises: DataError where no task's difference varies.
+    Raises: DataError where a task's reward is constant and unbounded.
     Source: Welch 1947.
     """
     variances = [each.se**2 for each in differences]
     total = sum(variances)
-    if not total:
-        raise DataError("no prompt of any task tells the models apart, so there is no interval over tasks")
+    constant = [number for number, each in enumerate(differences, 1) if not math.isfinite(each.se)]
+    if constant:
+        raise DataError(f"the reward of task {constant[0]} is constant, so there is no interval over tasks; give bounds")
     df = total**2 / sum(v**2 / each.df for v, each in zip(variances, differences, strict=True))
     estimate = sum(each.estimate for each in differences) / len(differences)
     half = student_t.quantile(0.5 + confidence / 2, df) * math.sqrt(total) / len(differences)

@@ -106,9 +106,8 @@ class Comparison:
             rows.append((f"p (worse by {found.margin:g})", f"{found.non_inferiority:.4f}"))
         if found.control_share is not None:
             rows.append(("variance left by the control", f"{found.control_share:.2f}"))
-        plain = found.num_samples_unpaired
-        saved = "" if plain is None else f"; unpaired averaging needs {plain:.0f} for this standard error"
-        rows.append(("samples", f"{found.num_samples}{saved}"))
+        saved = f"unpaired averaging needs {found.num_samples_unpaired:.0f} for this standard error"
+        rows.append(("samples", f"{found.num_samples}; {saved}"))
         rows.append(("seconds", f"{self.generating_s:.1f} generating, {self.added_s:.2f} comparing"))
         return rows
 
