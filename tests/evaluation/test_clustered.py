@@ -134,7 +134,7 @@ def test_exact_tests_keep_their_level_where_pairs_are_few():
 
 
 def test_two_imagined_prompts_are_the_adjusted_interval_for_paired_proportions():
-    """Bonett & Price's formula written out: p = (count + 1) / (n + 2); of nothing that differs, near the rule of three."""
+    """Bonett & Price's formula: p = (count + 1) / (n + 2); where nothing differs, near the rule of three."""
     for won, lost, n in ((3, 1, 50), (0, 0, 300)):
         values = np.repeat([1.0, -1.0, 0.0], [won, lost, n - won - lost])
         found = clustered_mean(*with_imagined(values, None, low=-1.0, high=1.0))

@@ -11,8 +11,9 @@ import torch
 
 import upslope
 from upslope.errors import DataError, ModelError, RecipeError, RewardError
-from upslope.evaluation.arms import Arm, Critic
+from upslope.evaluation.arms import Arm
 from upslope.evaluation.compare import compare
+from upslope.evaluation.critic import Critic
 from upslope.evaluation.evaluate import evaluate
 from upslope.policies.sampling import Sampling
 from upslope.tasks import Task
@@ -64,14 +65,17 @@ SAMPLED = {"temperature": 1.0, "max_new_tokens": 6}
 
 
 def test_it_is_the_difference_of_two_evaluations(folders):
-    """Each mean is what `evaluate` finds with the same seed, and the difference that of the pairs."""
+    """Each mean is what `evaluate` finds with the same seed, and the difference that of the pairs, few of which differ."""
     task = task_of()
     found = compare(folders / "one", folders / "two", task, seed=3, **SAMPLED)
     alone = [evaluate(folders / name, task, seed=3, **SAMPLED).measurement for name in ("one", "two")]
     assert found.means == pytest.approx([measured.mean for measured in alone])
     paired = np.array([alone[1].values[p.id] - alone[0].values[p.id] for p in task.eval_prompts])
     assert found.estimate == pytest.approx(paired.mean())
-    assert found.difference.se == pytest.approx(paired.std(ddof=1) / math.sqrt(40))
+    rewards = [value for measured in alone for value in measured.values.values()]
+    allowed = [*paired, max(rewards) - min(rewards), min(rewards) - max(rewards)]
+    assert 0 < np.count_nonzero(paired) < 20
+    assert found.difference.se == pytest.approx(np.std(allowed, ddof=1) / math.sqrt(42))
     assert found.common_numbers
     assert found.num_tokens == sum(len(r.actions) for measured in alone for r in measured.rollouts)
     assert found.generating_s > found.noise_s > 0
@@ -82,7 +86,7 @@ def test_a_model_is_tied_with_itself(folders):
     """Common numbers: the same answers, so every difference is 0, and nothing but the unseen prompts is in doubt."""
     found = compare(folders / "one", folders / "one", task_of(count=100), margin=0.06, samples=2, **SAMPLED)
     assert found.verdict == "tied"
-    assert found.estimate == found.difference.se == 0
+    assert found.estimate == 0
 
 
 def test_other_tokenizers_are_paired_without_common_numbers(folders):

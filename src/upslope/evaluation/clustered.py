@@ -107,9 +107,9 @@ def with_imagined(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The values [n] and two clusters that nobody saw, of the mean size: one of the lowest value, one of the highest.
 
-    What a t interval needs where values are mostly alike. Of 200 prompts of which 2% differ, all in favour of one model,
-    it leaves out the truth in 9% of cases otherwise, and in 2% so; where nothing differs it is 2.8 / n wide on either
-    side, near the "rule of three". low and high: the least and the largest that a value can be.
+    What a t interval needs where values are mostly alike. Of 200 prompts of which 2% differ, all in favour of one
+    model, it leaves out the truth in 9% of cases otherwise, and in 2% so; where nothing differs it is 2.8 / n wide on
+    either side, near the "rule of three". low and high: the least and the largest that a value can be.
     Source: Bonett & Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on
     paired data"; Agresti & Coull 1998 for a single proportion.
     """

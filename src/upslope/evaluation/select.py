@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from upslope.errors import DataError, RecipeError
 from upslope.evaluation.answers import Answers
-from upslope.evaluation.arms import Model, clusters_of, shuffled
-from upslope.evaluation.clustered import clustered_mean
-from upslope.evaluation.compare import batches, held_out, load_arms, sampling_for
+from upslope.evaluation.clustered import clustered_mean, mostly_alike, with_imagined
+from upslope.evaluation.ensembles import Candidate
 from upslope.evaluation.intervals import Interval
 from upslope.evaluation.paired import Difference, difference
 from upslope.evaluation.sequences import FIRST_LOOK
-from upslope.rewards import Scorer
+from upslope.evaluation.trial import Asked, Trial, batches
 from upslope.tasks import Task
 
 
@@ -39,6 +38,9 @@ class Selection:
     winner: str
     tied: tuple[str, ...]
     estimate: Interval
+    confidence: float
+    task: str
+    metric: str
     entrants: tuple[Entrant, ...]
     num_fresh_prompts: int
     num_samples: int
@@ -51,70 +53,82 @@ class Selection:
 
 
 def select(
-    models: Sequence[Model],
+    models: Sequence[Candidate],
     task: Task | str | None = None,
     *,
-    options: Mapping[str, Any] | None = None,
-    metric: str | None = None,
-    num_prompts: int | None = None,
-    samples: int = 1,
-    max_new_tokens: int | None = None,
-    temperature: float = 0.0,
-    kind: str = "causal",
-    cluster: str | None = None,
     margin: float | None = None,
     confidence: float = 0.95,
     look_every: int = 50,
     fresh: float = 0.25,
-    seed: int = 0,
+    **asked: Unpack[Asked],
 ) -> Selection:
     """The model with the highest mean reward, by successive elimination, re-estimated on untouched prompts.
 
     All models answer the same prompts, look_every at a time; whoever is shown to be worse than the leader answers no
     more. Each of the K - 1 comparisons that could drop the best model has its share 1 / (K - 1) of the error, so that
     the best one stays in with probability `confidence`, however often one looked. The race ends when one is left, when
-    all that are left are tied with the leader to within the margin, or with the prompts. A share `fresh` of the prompts
-    is kept for the winner's own estimate. Other settings are those of `compare`.
+    all that are left are tied with the leader to within the margin (so that the best one is better than the winner by
+    less than it, as surely), or with the prompts. A share `fresh` of the prompts is kept for the winner's own estimate.
+    asked: options, metric, num_prompts, samples, max_new_tokens, temperature, kind, cluster and seed, as `trial.Trial`
+    has them.
 
     Raises: RecipeError for fewer than two models or settings out of range; DataError for too few prompts; ModelError;
     RewardError.
     Source: Even-Dar, Mannor & Mansour 2006, "Action elimination and stopping conditions for the multi-armed bandit",
     with confidence sequences for its bounds.
     """
-    if len(models) < 2 or not 0.0 < fresh < 1.0:
-        raise RecipeError(f"a choice needs two models at least ({len(models)}), and fresh = {fresh} a share in (0, 1)")
-    arms, task, settings = load_arms(models, task, options or {}, kind=kind, seed=seed)
-    prompts = held_out(task, num_prompts)
-    clusters = clusters_of(prompts, cluster)
-    groups = shuffled(prompts, clusters, seed=seed)
-    kept = max(2, round(fresh * len(groups)))
-    if len(groups) - kept < FIRST_LOOK:
-        raise DataError(f"{len(groups)} prompts are too few: {FIRST_LOOK} for a first look, and {kept} kept untouched")
-    sampling = sampling_for(settings, temperature=temperature, max_new_tokens=max_new_tokens)
-    how: dict[str, Any] = {"samples": samples, "sampling": sampling, "clusters": clusters}
-    how["metric"] = metric or task.metric_name
-    with Scorer(task.terms, timeout_s=settings.reward.timeout_s, isolation=settings.reward.isolation) as scorer:
-        race = Race(Answers(arms, scorer, **how), confidence=confidence, margin=margin, tuned_for=len(groups) - kept)
-        for batch in batches(groups[:-kept], look_every, first=FIRST_LOOK):
+    if len(models) < 2 or not 0.0 < fresh < 1.0 or look_every < 1:
+        raise RecipeError(
+            f"a choice needs two models at least ({len(models)}), fresh = {fresh} a share in (0, 1), and look_every = "
+            f"{look_every} one prompt at least"
+        )
+    trial = Trial(models, task, **asked)
+    kept = max(2, round(fresh * len(trial.groups)))
+    groups, fresh_groups = trial.groups[:-kept], trial.groups[-kept:]
+    if len(groups) < FIRST_LOOK:
+        raise DataError(
+            f"{len(trial.groups)} prompts are too few: {FIRST_LOOK} for a first look, and {kept} kept untouched"
+        )
+    with trial.scorer() as scorer:
+        race = Race(trial.answers(scorer), confidence=confidence, margin=margin, tuned_for=len(groups))
+        for batch in batches(groups, look_every, first=FIRST_LOOK):
             race.look(batch)
             if race.over:
                 break
-        final = Answers([arms[race.leader]], scorer, **how)
-        final.answer([prompt for group in groups[-kept:] for prompt in group])
-    own = final.pairs(0, 0)
-    mean = clustered_mean(own.a.mean(1), own.clusters)
-    low, high = mean.bounds(confidence)
+        final = trial.answers(scorer, [trial.arms[race.leader]])
+        final.answer([prompt for group in fresh_groups for prompt in group])
+    return _result(race, final, trial, confidence)
+
+
+def _result(race: Race, final: Answers, trial: Trial, confidence: float) -> Selection:
     order = sorted(race.left, key=lambda index: -race.mean(index))
+    shared = race.answers.notes()
     return Selection(
-        winner=arms[race.leader].name,
-        tied=tuple(arms[index].name for index in order),
-        estimate=Interval(float(mean.estimate), float(low), float(high)),
+        winner=trial.arms[race.leader].name,
+        tied=tuple(trial.arms[index].name for index in order),
+        estimate=_own(final, confidence),
+        confidence=confidence,
+        task=trial.task.name,
+        metric=final.metric,
         entrants=race.entrants(),
         num_fresh_prompts=len(final.prompts),
-        num_samples=samples * (len(final.prompts) + sum(len(rewards) for rewards in race.answers.rewards)),
-        num_tokens=sum(arm.tokens for arm in arms),
-        notes=(*race.answers.notes(), *final.notes()),
+        num_samples=trial.samples * (len(final.prompts) + sum(len(rewards) for rewards in race.answers.rewards)),
+        num_tokens=sum(arm.tokens for arm in trial.arms),
+        notes=(*trial.notes(), *shared, *(note for note in final.notes() if note not in shared)),
     )
+
+
+def _own(final: Answers, confidence: float) -> Interval:
+    """The winner's mean; where its values are mostly alike (all right, say), the interval allows for two others."""
+    pairs = final.pairs(0, 0)
+    values, clusters = pairs.a.mean(1), pairs.clusters
+    estimate, low, high = float(values.mean()), float(values.min()), float(values.max())
+    if mostly_alike(values, clusters):
+        if low >= 0.0 and high <= 1.0:  # a share, as most metrics are
+            low, high = 0.0, 1.0
+        values, clusters = with_imagined(values, clusters, low=low, high=high)
+    bounds = clustered_mean(values, clusters).bounds(confidence)
+    return Interval(estimate, float(bounds[0]), float(bounds[1]))
 
 
 class Race:
