@@ -65,7 +65,7 @@ SAMPLED = {"temperature": 1.0, "max_new_tokens": 6}
 
 
 def test_it_is_the_difference_of_two_evaluations(folders):
-    """Each mean is what `evaluate` finds with the same seed, and the difference that of the pairs, few of which differ."""
+    """Each mean is what `evaluate` finds with the same seed, the difference that of the pairs, few of which differ."""
     task = task_of()
     found = compare(folders / "one", folders / "two", task, seed=3, **SAMPLED)
     alone = [evaluate(folders / name, task, seed=3, **SAMPLED).measurement for name in ("one", "two")]

@@ -20,12 +20,19 @@ LABELS = ("good", "bad", "neither")
 GREEDY, SAMPLED = (Sampling(temperature, None, None, 4, ()) for temperature in (0.0, 1.0))
 
 
-def length(completion):
-    return min(1.0, len(completion) / 40)
+def rewards():
+    """Functions within a function travel to the reward worker as they are: it need not import this module or torch."""
+
+    def length(completion):
+        return min(1.0, len(completion) / 40)
+
+    def right(completion, label):
+        return float(completion == label)
+
+    return length, right
 
 
-def right(completion, label):
-    return float(completion == label)
+length, right = rewards()
 
 
 @pytest.fixture(scope="module")

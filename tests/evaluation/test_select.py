@@ -18,8 +18,16 @@ from upslope.evaluation.select import Race, select
 from upslope.tasks import Task
 
 
-def checksum(completion):
-    return sum(map(ord, completion)) % 11 / 10
+def rewards():
+    """Functions within a function travel to the reward worker as they are: it need not import this module or torch."""
+
+    def checksum(completion):
+        return sum(map(ord, completion)) % 11 / 10
+
+    return checksum
+
+
+checksum = rewards()
 
 
 @dataclass
