@@ -17,6 +17,7 @@ from upslope.evaluation.metrics import Measurement, measured
 from upslope.evaluation.planning import Plan, plan
 from upslope.evaluation.sources import decoding, task_to_evaluate
 from upslope.recipe import Recipe
+from upslope.report.document import Bars, Document
 from upslope.rewards import Scorer
 from upslope.search.beam import BeamEngine
 from upslope.tasks import Task
@@ -48,6 +49,30 @@ class Evaluation:
         summary = {"metric": self.metric, **bounds, "prompts": len(measured.values), "failed": measured.num_failed}
         summary |= {"cut": self.cut, "skipped": dict(self.skipped)}
         return summary | ({} if self.labels is None else {"labels": dataclasses.asdict(self.labels)})
+
+    def __str__(self) -> str:
+        found, failed = self.interval, self.measurement.num_failed
+        lost = f", {failed} could not be scored" if failed else ""
+        bounds = f"[{found.low:.3f}, {found.high:.3f}]"
+        return (
+            f"{self.metric} = {found.estimate:.3f}, 95% interval {bounds}, {len(self.measurement.values)} prompts{lost}"
+        )
+
+    def notes(self) -> list[str]:
+        """What was not read or left out."""
+        cut = [f"{self.cut} prompts are longer than what the model reads: their ends were cut"] if self.cut else []
+        return [*cut, *(f"{count} left out: {reason}" for reason, count in self.skipped.items())]
+
+    def document(self, title: str) -> Document:
+        """To be read: the sentence, the metric, and of labels each one's F1."""
+        blocks = [Bars(self.metric, [(title, self.interval.estimate, self.interval.low, self.interval.high)])]
+        if self.labels is not None:
+            tables = [("F1 of labels", self.labels.table), ("F1 of entities", self.labels.entities)]
+            for name, table in tables:
+                rows = [] if table is None else [(row.name, row.f1) for row in table.classes]
+                rows += [] if table is None else [("macro", table.macro), ("micro", table.micro)]
+                blocks += [Bars(name, [(row, i.estimate, i.low, i.high) for row, i in rows])] if rows else []
+        return Document(title, str(self), blocks, self.notes())
 
 
 def evaluate(

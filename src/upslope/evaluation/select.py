@@ -12,22 +12,28 @@ import numpy as np
 from upslope.errors import DataError, RecipeError
 from upslope.evaluation.answers import Answers
 from upslope.evaluation.clustered import clustered_mean, mostly_alike, with_imagined
+from upslope.evaluation.comparison import finite
 from upslope.evaluation.ensembles import Candidate
 from upslope.evaluation.intervals import Interval
 from upslope.evaluation.paired import Difference, difference
 from upslope.evaluation.sequences import FIRST_LOOK
 from upslope.evaluation.trial import Asked, Trial, batches
+from upslope.report.document import Bars, Document, Table
 from upslope.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """A model of the race: its mean on the prompts it answered, and after how many it was out (None: it was not)."""
+    """A model of the race: its mean on the prompts it answered, and after how many it was out (None: it was not).
+
+    behind: its mean less the leader's at its last look, with the interval of the race; None of the leader itself.
+    """
 
     name: str
     mean: float
     num_prompts: int
     out_after: int | None
+    behind: Interval | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +53,43 @@ class Selection:
     num_tokens: int
     notes: tuple[str, ...]
 
+    def __str__(self) -> str:
+        found, others = self.estimate, ", ".join(self.tied[1:])
+        said = f"{self.winner} is chosen" + (f", not told apart from {others}" if others else "")
+        return (
+            f"{said}: {self.metric} {found.estimate:.4f} [{found.low:.4f}, {found.high:.4f}] on "
+            f"{self.num_fresh_prompts} untouched prompts"
+        )
+
     def as_dict(self) -> dict[str, Any]:
-        """For a JSON file."""
-        return dataclasses.asdict(self)
+        """For a JSON file; what is infinite is None."""
+        found: dict[str, Any] = finite(dataclasses.asdict(self))
+        return found
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The entrants as a table: of means, those of the race, on the prompts that each answered."""
+        head = ("model", self.metric, "prompts", "less the leader's", "outcome")
+        return [head, *(self._row(entrant) for entrant in self.entrants)]
+
+    def _row(self, entrant: Entrant) -> tuple[str, ...]:
+        behind, outcome = "", "chosen" if entrant.name == self.winner else "left"
+        if entrant.behind is not None:
+            behind = f"{entrant.behind.estimate:+.4f} [{entrant.behind.low:+.4f}, {entrant.behind.high:+.4f}]"
+        if entrant.out_after is not None:
+            outcome = f"out after {entrant.out_after}"
+        return (entrant.name, f"{entrant.mean:.4f}", str(entrant.num_prompts), behind, outcome)
+
+    def document(self) -> Document:
+        """To be read: the sentence, the race and what it took."""
+        behind = [(e.name, e.behind.estimate, e.behind.low, e.behind.high) for e in self.entrants if e.behind]
+        own = [(self.winner, self.estimate.estimate, self.estimate.low, self.estimate.high)]
+        took = f"{self.num_samples} samples, {self.num_tokens} tokens"
+        blocks: list[Table | Bars] = [
+            Bars(f"The winner on untouched prompts, {self.confidence:.0%} interval", own, digits=4),
+            Table("The race", self.rows()),
+            *([Bars("Mean less the leader's at the last look", behind, digits=4)] if behind else []),
+        ]
+        return Document(f"The best of {len(self.entrants)} on {self.task}", str(self), blocks, (*self.notes, took))
 
 
 def select(
@@ -139,6 +179,7 @@ class Race:
         self.left = list(range(len(answers.arms)))
         self._confidence = 1.0 - (1.0 - confidence) / (len(self.left) - 1)
         self._out: dict[int, int] = {}
+        self._behind: dict[int, Interval] = {}
         self._tied = False
 
     @property
@@ -162,7 +203,9 @@ class Race:
             return
         leader = self.leader
         found = {index: self._beside(leader, index) for index in self.left if index != leader}
+        self._behind.pop(leader, None)
         for index, beside in found.items():
+            self._behind[index] = beside.interval
             if beside.verdict == "worse":
                 self._out[index] = len(self.answers.prompts)
         self.left = [index for index in self.left if index not in self._out]
@@ -172,7 +215,7 @@ class Race:
         """Every model with how it fared."""
         rewards = self.answers.rewards
         return tuple(
-            Entrant(arm.name, self.mean(index), len(rewards[index]), self._out.get(index))
+            Entrant(arm.name, self.mean(index), len(rewards[index]), self._out.get(index), self._behind.get(index))
             for index, arm in enumerate(self.answers.arms)
         )
 
