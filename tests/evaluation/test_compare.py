@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -169,15 +170,36 @@ def test_a_control_is_named_with_what_it_left(folders):
     assert found.means == plain.means
 
 
-def test_json_and_markdown(folders):
+def test_json_and_documents(folders):
     found = compare(folders / "one", folders / "one", task_of(constant), max_new_tokens=2)
     document = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert document["verdict"] == "undecided"
     assert document["difference"]["interval"]["low"] is None
     assert any("the reward is constant" in note for note in document["notes"])
-    text = compare(folders / "one", folders / "two", task_of(), margin=0.5, **SAMPLED).markdown()
+    looked = compare(folders / "one", folders / "two", task_of(), look_every=5, **SAMPLED)
+    assert [block.title for block in looked.document().blocks] == ["Models", "Difference", "Figures"]
+    assert [row[0] for row in looked.document().blocks[1].rows] == [
+        "after 30 prompts, undecided",
+        "after 35 prompts, undecided",
+        "after 40 prompts, undecided",
+    ]
+    text = compare(folders / "one", folders / "two", task_of(), margin=0.5, **SAMPLED).document().markdown()
     assert "| standard error | 0." in text
     assert "unpaired averaging needs" in text
+
+
+def test_what_a_model_cannot_read_is_left_out_for_all(folders, make_policy, tmp_path):
+    """A tagger reads no prompt without words: skipped where the data may have holes, an error where not."""
+    models = [tmp_path / str(seed) for seed in (1, 2)]
+    for seed, model in enumerate(models, 1):
+        make_policy("tiny-bert", kind="tagger", labels=("O", "B-X"), seed=seed).save(model)
+    rows = [{"prompt": f"word {i}", "words": [] if i % 4 == 0 else ["word", "x"]} for i in range(24)]
+    task = Task(prompts=["x"], eval_prompts=rows, reward=vowels, labels=("O", "B-X"), strict=False)
+    found = compare(*models, task, kind="tagger")
+    assert found.difference.num_prompts == 18
+    assert "6 left out: what the model cannot read or write" in found.notes
+    with pytest.raises(DataError, match="has no words"):
+        compare(*models, dataclasses.replace(task, strict=True), kind="tagger")
 
 
 def test_what_cannot_be_compared_is_refused(folders):

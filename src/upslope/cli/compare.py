@@ -131,6 +131,10 @@ def _check_logs(context: typer.Context) -> None:
     from upslope.errors import RecipeError
 
     sources = {name: context.get_parameter_source(name) for name in _OF_MODELS}
-    typed = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    typed = [
+        name.replace("_", "-")
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    ]
     if typed:
-        raise RecipeError(f"a log is answered already; leave out {', '.join(typed)}")
+        raise RecipeError(f"a log is answered already; leave out {', '.join(f'--{name}' for name in typed)}")

@@ -46,6 +46,9 @@ def compare_logs(
     metric or filter that has to be named.
     """
     started = time.perf_counter()
+    for path in (a, b):
+        if not Path(path).is_file():
+            raise DataError(f"{path} is no file: a log can only be compared with another log")
     logs = [_read(Path(path), filter_name) for path in (a, b)]
     metric = metric or _only_metric(logs[0], a)
     ids, notes = _common(logs, (a, b), metric)
@@ -55,7 +58,7 @@ def compare_logs(
     found = difference(Pairs(rewards[0], rewards[1], clusters), **how)
     named = _NAME.search(Path(a).name)
     return Comparison(
-        names=(str(a), str(b)),
+        names=_names(Path(a), Path(b)),
         task=named[1] if named else Path(a).stem,
         metric=metric,
         means=(float(rewards[0].mean()), float(rewards[1].mean())),
@@ -69,6 +72,11 @@ def compare_logs(
         scoring_s=0.0,
         added_s=time.perf_counter() - started,
     )
+
+
+def _names(a: Path, b: Path) -> tuple[str, str]:
+    """The folders, which the harness names by the models, where these tell the two apart; else the files."""
+    return (a.parent.name, b.parent.name) if a.parent.name != b.parent.name else (str(a), str(b))
 
 
 def _read(path: Path, filter_name: str | None) -> dict[int, Line]:
