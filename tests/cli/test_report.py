@@ -91,24 +91,3 @@ def test_a_run_keeps_the_rollouts_and_token_texts_that_the_page_shows(trained):
     for one in run.samples() + held_out:
         assert len(one["pieces"]) == len(one["actions"])
         assert "".join(one["pieces"]).removesuffix("<eos>").replace("<pad>", "").replace("<unk>", "") == one["text"]
-
-
-def test_runs_that_differ_by_seed_alone_have_one_curve(tmp_path):
-    """Three runs of one recipe and one of another; the interquartile mean of three is their mean."""
-    import run_pages
-
-    from upslope.cli.report import over_seeds
-    from upslope.report.run import Run
-
-    runs = []
-    for place, (seed, lr) in enumerate([(0, 1e-5), (1, 1e-5), (0, 1e-4), (2, 1e-5)]):
-        recipe = run_pages.recipe_toml(seed=seed, lr=lr, folder=str(tmp_path / str(place)))
-        runs.append(Run.create(tmp_path / str(place), recipe))
-        for step in (0, 5):
-            run_pages.evaluate(runs[-1], step, 10 + place + step)
-    (group,) = over_seeds(runs)
-    assert group["runs"] == [0, 1, 3]
-    assert [step for step, *_ in group["curve"]] == [0, 5]
-    assert [mean for _, mean, *_ in group["curve"]] == pytest.approx([(10 + 11 + 13) / 120, (15 + 16 + 18) / 120])
-    assert all(low <= mean <= high for _, mean, low, high in group["curve"])
-    assert over_seeds(runs[1:3]) == []

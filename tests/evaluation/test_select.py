@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from upslope.errors import DataError, RecipeError
 from upslope.evaluation.across import combined, compare_across
@@ -106,6 +107,23 @@ def test_models_are_chosen_on_a_task_and_estimated_on_other_prompts(make_policy,
     assert own.num_prompts == 64
     assert total == pytest.approx(sum(whole[found.winner].values())), "race and estimate share no prompt and miss none"
     assert found.num_samples == 16 + sum(entrant.num_prompts for entrant in found.entrants)
+
+
+def test_a_winner_that_is_always_right_is_not_surely_so(make_policy, tmp_path):
+    """All 10 untouched prompts right: the interval is [.., 1], near Wilson's; and a constant reward is named."""
+
+    def constant(completion):
+        return 1.0
+
+    for seed in range(2):
+        make_policy("tiny-llama", seed=seed).save(tmp_path / str(seed))
+    task = Task(prompts=["x"], eval_prompts=[f"prompt {i}" for i in range(40)], reward=constant)
+    found = select([tmp_path / str(seed) for seed in range(2)], task, max_new_tokens=2)
+    assert found.estimate.high == 1.0
+    assert found.estimate.low == pytest.approx(stats.binomtest(10, 10).proportion_ci(method="wilson").low, abs=0.05)
+    assert any("the reward is constant" in note for note in found.notes)
+    assert found.entrants[1].behind.low == -math.inf
+    assert found.as_dict()["entrants"][1]["behind"]["low"] is None
 
 
 def test_a_choice_that_cannot_be_made_is_refused():

@@ -142,7 +142,7 @@ def select(
 
 def _result(race: Race, final: Answers, trial: Trial, confidence: float) -> Selection:
     order = sorted(race.left, key=lambda index: -race.mean(index))
-    shared = race.answers.notes()
+    shared = [*race.answers.notes(), *race.notes]
     return Selection(
         winner=trial.arms[race.leader].name,
         tied=tuple(trial.arms[index].name for index in order),
@@ -162,17 +162,20 @@ def _own(final: Answers, confidence: float) -> Interval:
     """The winner's mean; where its values are mostly alike (all right, say), the interval allows for two others."""
     pairs = final.pairs(0, 0)
     values, clusters = pairs.a.mean(1), pairs.clusters
-    estimate, low, high = float(values.mean()), float(values.min()), float(values.max())
+    estimate, seen = float(values.mean()), (float(values.min()), float(values.max()))
+    share = seen[0] >= 0.0 and seen[1] <= 1.0  # as most metrics are
     if mostly_alike(values, clusters):
-        if low >= 0.0 and high <= 1.0:  # a share, as most metrics are
-            low, high = 0.0, 1.0
-        values, clusters = with_imagined(values, clusters, low=low, high=high)
-    bounds = clustered_mean(values, clusters).bounds(confidence)
-    return Interval(estimate, float(bounds[0]), float(bounds[1]))
+        least, most = (0.0, 1.0) if share else seen
+        values, clusters = with_imagined(values, clusters, low=least, high=most)
+    low, high = map(float, clustered_mean(values, clusters).bounds(confidence))
+    return Interval(estimate, max(low, 0.0) if share else low, min(high, 1.0) if share else high)
 
 
 class Race:
-    """Models that answer in step until they are shown to be worse than the leader; `left` are the ones in it."""
+    """Models that answer in step until they are shown to be worse than the leader; `left` are the ones in it.
+
+    notes: what the last look fell back on.
+    """
 
     def __init__(self, answers: Answers, *, confidence: float, margin: float | None, tuned_for: float) -> None:
         self.answers, self._margin, self._tuned_for = answers, margin, tuned_for
@@ -181,6 +184,7 @@ class Race:
         self._out: dict[int, int] = {}
         self._behind: dict[int, Interval] = {}
         self._tied = False
+        self.notes: tuple[str, ...] = ()
 
     @property
     def leader(self) -> int:
@@ -204,6 +208,7 @@ class Race:
         leader = self.leader
         found = {index: self._beside(leader, index) for index in self.left if index != leader}
         self._behind.pop(leader, None)
+        self.notes = tuple(dict.fromkeys(note for beside in found.values() for note in beside.notes))
         for index, beside in found.items():
             self._behind[index] = beside.interval
             if beside.verdict == "worse":
