@@ -10,6 +10,7 @@ what `compare` takes beside generating. --folder keeps runs and pool, and takes 
 from __future__ import annotations
 
 import argparse
+import bisect
 import datetime
 import json
 import math
@@ -83,12 +84,15 @@ def tokens_for_the_same_width(pool: Pool, generator: np.random.Generator) -> flo
     apart = [rewards[generator.integers(len(rewards), size=n)] for rewards in (best, second)]
     wanted = student_t.quantile(0.975, 2.0 * (n - 1)) * math.sqrt(sum(values.var(ddof=1) / n for values in apart))
     drawn = generator.integers(len(best), size=4 * n)
-    for count in range(10, 4 * n, 10):
+
+    def narrow(count: int) -> bool:
         rows = drawn[:count]
         interval = difference(Pairs(second[rows, None], best[rows, None])).interval
-        if (interval.high - interval.low) / 2 <= wanted:
-            return count / n  # both models answer `count` prompts instead of n: tokens go alike
-    return 4.0
+        return (interval.high - interval.low) / 2 <= wanted
+
+    counts = range(10, 4 * n, 10)
+    place = bisect.bisect_left(counts, True, key=narrow)
+    return counts[min(place, len(counts) - 1)] / n  # both answer so many prompts instead of n: tokens go alike
 
 
 @dataclass

@@ -139,8 +139,8 @@ def cluster_bootstrap(
     means = np.empty(num_resamples)
     for start in range(0, num_resamples, 100):  # a hundred at a time: [100, G] numbers are held, not [2000, G]
         rows = slice(start, min(start + 100, num_resamples))
-        drawn = generator.multinomial(count, np.full(count, 1.0 / count), size=rows.stop - rows.start)
-        means[rows] = (drawn @ sums) / (drawn @ sizes)
+        drawn = generator.integers(count, size=(rows.stop - rows.start, count))
+        means[rows] = sums[drawn].sum(1) / sizes[drawn].sum(1)
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(means, [tail, 100.0 - tail])
     return float(low), float(high)
