@@ -238,7 +238,6 @@ def test_sums_of_clusters_in_the_order_in_which_they_appear():
     assert sizes.tolist() == [2, 1, 1]
 
 
-
 def test_seeds_crossed_with_prompts_have_the_variance_of_both():
     """x = a_s + b_p + e_sp: E[se^2] is var(a)/S + var(b)/n + 2 var(e)/(S n), the last one counted twice."""
     generator, seeds, prompts, repetitions = np.random.default_rng(0), 4, 30, 3_000

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from upslope import __version__
-from upslope.report.html import asset, escaped
+from upslope.report.html import document as page
+from upslope.report.html import escaped
 from upslope.report.run import write_text
 
 
@@ -97,21 +98,14 @@ class Document:
     def html(self) -> str:
         """All of it as a page without a script, in the style of a run's report."""
         notes = "".join(f"<p>{escaped(note)}</p>" for note in self.notes)
-        policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-        return "".join(
-            [
-                '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
-                f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n',
-                '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
-                '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n',
-                f"<title>{escaped(self.title)}</title>\n<style>{asset('page.css')}</style>\n</head>\n<body>\n",
-                '<header><div class="names"><span class="mark">upslope</span>',
-                f'<h1>{escaped(self.title)}</h1><span class="quiet">{__version__}</span></div></header>\n<main>\n',
-                f"<p><b>{escaped(self.lead)}</b></p>{''.join(block.html() for block in self.blocks)}",
-                f'<h2>Notes</h2><div class="card">{notes}</div>' if notes else "",
-                "\n</main>\n</body>\n</html>\n",
-            ]
-        )
+        body = [
+            f'<header><div class="names"><span class="mark">upslope</span><h1>{escaped(self.title)}</h1>',
+            f'<span class="quiet">{__version__}</span></div></header>\n<main>\n<p><b>{escaped(self.lead)}</b></p>',
+            *(block.html() for block in self.blocks),
+            f'<h2>Notes</h2><div class="card">{notes}</div>' if notes else "",
+            "\n</main>",
+        ]
+        return page("".join(body), title=self.title)
 
 
 def save(path: Path, document: Document, numbers: Mapping[str, Any]) -> None:
