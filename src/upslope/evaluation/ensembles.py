@@ -54,7 +54,7 @@ def candidate(text: str, *, by: By) -> Candidate:
 
 
 def voted(answers: Sequence[Sequence[Rollout]]) -> list[Rollout]:
-    """Of each row [members][rows], the first member's rollout among those whose text (trimmed) most members wrote.
+    """Of each row the first rollout whose text (trimmed) most members wrote; answers are each member's rows.
 
     What failed has no vote; where all failed, the first one stands.
     """
