@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 import run_pages
 
-from upslope.cli.report import held_out, summary
+from upslope.cli.report import held_out, over_seeds, summary
 from upslope.errors import CheckpointError, RecordError
 from upslope.evaluation.intervals import mean_interval, paired_gain
 from upslope.report import html
@@ -263,3 +263,19 @@ def test_what_one_looks_for_has_a_chart():
         "reward reward/ kl entropy length clip_fraction explained_variance grad_norm gap_k3 gap_max tokens_per_s/ time/"
     )
     assert set(wanted.split()) <= {name for chart in CHARTS for name in chart.names}
+
+
+def test_runs_that_differ_by_seed_alone_have_one_curve(tmp_path):
+    """Three runs of one recipe and one of another; the interquartile mean of three is their mean."""
+    runs = []
+    for place, (seed, lr) in enumerate([(0, 1e-5), (1, 1e-5), (0, 1e-4), (2, 1e-5)]):
+        recipe = run_pages.recipe_toml(seed=seed, lr=lr, folder=str(tmp_path / str(place)))
+        runs.append(Run.create(tmp_path / str(place), recipe))
+        for step in (0, 5):
+            run_pages.evaluate(runs[-1], step, 10 + place + step)
+    (group,) = over_seeds(runs)
+    assert group["runs"] == [0, 1, 3]
+    assert [step for step, *_ in group["curve"]] == [0, 5]
+    assert [mean for _, mean, *_ in group["curve"]] == pytest.approx([(10 + 11 + 13) / 120, (15 + 16 + 18) / 120])
+    assert all(low <= mean <= high for _, mean, low, high in group["curve"])
+    assert over_seeds(runs[1:3]) == []

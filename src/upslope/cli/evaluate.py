@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from upslope.cli import asked
+from upslope.cli.asked import chosen
 
 if TYPE_CHECKING:
     from upslope.evaluation.intervals import Interval
@@ -21,61 +24,57 @@ _SHOWN = 8
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run folder, a model folder, a hub id or an embedded name.")],
-    task: Annotated[str | None, typer.Option(help="A task's name; by default the one of the run folder.")] = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the task; may be repeated.")
-    ] = None,
-    num_prompts: Annotated[int | None, typer.Option(min=1, help="How many held-out prompts; all by default.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")] = 0.0,
+    task: asked.TaskName = None,
+    options: asked.TaskOptions = None,
+    num_prompts: asked.NumPrompts = None,
+    max_new_tokens: asked.MaxNewTokens = None,
+    temperature: asked.Temperature = 0.0,
+    kind: asked.Kind = "causal",
+    ensembles: asked.Ensembles = "vote",
     beams: Annotated[int | None, typer.Option(min=1, help="Decode by beam search of this width instead.")] = None,
     length_penalty: Annotated[float, typer.Option(help="Beams score log p / length^this.")] = 1.0,
-    seed: Annotated[int, typer.Option()] = 0,
-    detect: Annotated[
-        float | None, typer.Option(help="Say how many prompts it takes to find such a difference.")
+    seed: asked.Seed = 0,
+    detect: asked.Detect = None,
+    power: asked.Power = 0.8,
+    as_json: asked.AsJson = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Where to write it: .html, .md, else JSON; RUN/evaluation.json for a run."),
     ] = None,
-    power: Annotated[float, typer.Option(min=0.5, max=0.999, help="How often --detect is to find it.")] = 0.8,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of words.")] = False,
-    save: Annotated[Path | None, typer.Option(help="Where to write it all; RUN/evaluation.json for a run.")] = None,
 ) -> None:
     """Measure a model's metric on a task's held-out prompts, with a 95% interval; of labels, each one's F1 as well."""
+    from upslope.evaluation.ensembles import candidate
     from upslope.evaluation.evaluate import evaluate as measure
     from upslope.recipe import parse_override
-    from upslope.report.run import write_text
+    from upslope.report import document
 
+    by = cast(Literal["vote", "average"], chosen("way to answer together", ensembles, ("vote", "average")))
     result = measure(
-        model,
+        candidate(model, by=by),
         task,
         num_prompts=num_prompts,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         beams=beams,
         length_penalty=length_penalty,
+        kind=kind,
         seed=seed,
         options=dict(parse_override(text) for text in options or []),
     )
-    document = result.as_dict()
+    numbers = result.as_dict()
     plan = None if detect is None else result.plan(detect, power=power)
     if plan is not None:
-        document["plan"] = dataclasses.asdict(plan)
+        numbers["plan"] = dataclasses.asdict(plan)
     target = save or (Path(model) / "evaluation.json" if (Path(model) / "recipe.toml").is_file() else None)
     if target is not None:
-        write_text(target, json.dumps(document, indent=1) + "\n")
+        document.save(target, result.document(model), numbers)
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
-        console.print(json.dumps(document), markup=False)
+        console.print(json.dumps(numbers), markup=False)
         return
-    interval, measured = result.interval, result.measurement
-    failed = measured.num_failed
-    console.print(
-        f"{result.metric} = {interval.estimate:.3f}, 95% interval [{interval.low:.3f}, {interval.high:.3f}], "
-        f"{len(measured.values)} prompts" + (f", {failed} could not be scored" if failed else ""),
-        markup=False,
-    )
-    if result.cut:
-        console.print(f"{result.cut} prompts are longer than what the model reads: their ends were cut")
-    for reason, count in result.skipped.items():
-        console.print(f"{count} left out: {reason}", markup=False)
+    console.print(str(result), markup=False)
+    for note in result.notes():
+        console.print(note, markup=False)
     if plan is not None:
         console.print(
             f"to find a difference of {plan.effect:g} between two models in {plan.power:.0%} of comparisons: "

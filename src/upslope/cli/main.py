@@ -22,6 +22,7 @@ from upslope.cli import (
     rate,
     report,
     resume,
+    select,
     train,
     tune,
     watch,
@@ -41,6 +42,7 @@ app.command()(resume.resume)
 app.command()(generate.generate)
 app.command()(evaluate.evaluate)
 app.command()(compare.compare)
+app.command()(select.select)
 app.command()(tune.tune)
 app.command()(predict.predict)
 app.command()(report.report)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from upslope import losses
 from upslope.engines.engine import Engine
-from upslope.evaluation.evaluate import sampling_of
+from upslope.evaluation.sources import sampling_of
 from upslope.policies.policy import Policy
 from upslope.recipe import Recipe
 from upslope.records import Batch, Rollout, collate

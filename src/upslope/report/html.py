@@ -57,7 +57,7 @@ def _filled(
 ) -> str:
     parts = {
         "policy": _policy(*scripts, live=live),
-        "title": _escaped(title),
+        "title": escaped(title),
         "style": "\n".join(map(_asset, styles)),
         "sections": "\n".join(f'<section id="{section}"></section>' for section in sections),
         "data": inert_json(data),
@@ -78,7 +78,7 @@ def document(body: str, *, title: str) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n<title>{_escaped(title)}</title>\n'
+        f'<meta name="color-scheme" content="light dark">\n<title>{escaped(title)}</title>\n'
         f'<link rel="icon" href="data:,">\n<style>{_asset("page.css")}</style>\n</head>\n'
         f"<body>\n{body}\n</body>\n</html>\n"
     )
@@ -109,6 +109,7 @@ def _asset(name: str) -> str:
     return (_FOLDER / name).read_text(encoding="utf-8")
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """The text with what HTML reads spelt out."""
     text = text.encode("utf-8", "replace").decode()  # a folder's name may hold what is no text
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")

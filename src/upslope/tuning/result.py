@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from upslope.errors import RecipeError
-from upslope.evaluation.clustered import crossed_mean
+from upslope.evaluation.clustered import clustered_mean, crossed_mean, with_imagined
 from upslope.evaluation.evaluate import evaluate
-from upslope.evaluation.exact_tests import unanimous_radius
 from upslope.evaluation.intervals import Interval
 from upslope.records import Prompt
 from upslope.report.run import Run, write_text
@@ -141,16 +140,16 @@ def _interval(
     finals: Sequence[Mapping[str, float]], groups: Sequence[Sequence[Prompt]], bounds: tuple[float, float] | None
 ) -> Interval:
     """The mean over seeds and prompts with its 95% interval, prompts of one text together; where all values are the
-    same, by the share of prompts that may yet be unlike."""
+    same, it allows for two prompts that were not seen."""
     cluster = {str(prompt.id): number for number, group in enumerate(groups) for prompt in group}
     names = common(finals)
     values = np.array([[final[name] for name in names] for final in finals])
-    mean = crossed_mean(values, np.array([cluster[name] for name in names]))
-    estimate, (low, high) = float(mean.estimate), map(float, mean.bounds(_CONFIDENCE))
+    clusters, estimate = np.array([cluster[name] for name in names]), float(values.mean())
+    mean = crossed_mean(values, clusters)
+    if bounds is not None and not np.ptp(values):
+        mean = clustered_mean(*with_imagined(values[0], clusters, low=bounds[0], high=bounds[1]))
+    low, high = map(float, mean.bounds(_CONFIDENCE))
     if bounds is not None:
-        if not np.ptp(values):
-            half = unanimous_radius(mean.num_clusters, spread=bounds[1] - bounds[0], confidence=_CONFIDENCE)
-            low, high = estimate - half, estimate + half
         low, high = max(low, bounds[0]), min(high, bounds[1])
     return Interval(estimate, low, high)
 

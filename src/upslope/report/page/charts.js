@@ -70,6 +70,20 @@ function heldOutLines() {
     }));
 }
 
+// Interquartile means over runs that differ by seed alone, while one of them is shown.
+function seedLines() {
+  const groups = (data.over_seeds ?? []).filter(({ runs, curve }) => curve.length > 1 && runs.some((place) => data.runs[place].shown));
+  return groups.map(({ runs, curve }) => ({
+    label: `${data.runs[runs[0]].name} and ${runs.length - 1} more`,
+    colour: data.runs[runs[0]].colour,
+    dash: [],
+    points: true,
+    x: curve.map(([step]) => placeOf(data.runs[runs[0]], step)),
+    y: curve.map(([, estimate]) => estimate),
+    bounds: [3, 2].map((place) => curve.map((row) => row[place])),
+  }));
+}
+
 // uPlot's columns and series: each line raw (faint where it is smoothed), then smoothed, then its bounds.
 function columns(lines) {
   const tables = [], series = [{}], bands = [];
@@ -218,7 +232,8 @@ function chartsToDraw() {
   const names = [...new Set(shownRuns().flatMap((run) => Object.keys(run.metrics)))];
   const charts = layout(names).map((chart) => ({ chart, lines: linesOf(chart) }));
   const heldOut = { title: "Held-out metric", unit: "", about: "mean and 95% bootstrap interval", names: [] };
-  return [{ chart: heldOut, lines: heldOutLines() }, ...charts].filter(({ lines }) => lines.length);
+  const overSeeds = { title: "Held-out metric over seeds", unit: "", about: "interquartile mean and 95% bootstrap interval over runs", names: [] };
+  return [{ chart: overSeeds, lines: seedLines() }, { chart: heldOut, lines: heldOutLines() }, ...charts].filter(({ lines }) => lines.length);
 }
 
 // New values go into the charts that stand; where charts or lines come or go, all are drawn anew.
