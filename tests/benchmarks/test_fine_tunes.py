@@ -1,4 +1,4 @@
-"""The figures of benchmarks/compare_models.py on a pool that is made up, where they are known beforehand."""
+"""The figures of benchmarks/fine_tunes.py on a pool that is made up, where they are known beforehand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("compare_models")
+    return importlib.import_module("fine_tunes")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What comparing and choosing cost on real models: python benchmarks/compare_models.py.
+"""What comparing and choosing cost on real models: python benchmarks/fine_tunes.py.
 
 SmolLM2-135M-Instruct trained on two-digit sums (examples/grpo_arithmetic.toml) for 30, 60 and 70 steps: which is best?
 Every model answers one large pool of held-out sums once, with random numbers in common; prompts are then drawn from the
@@ -176,7 +176,7 @@ def main() -> None:
     means = ", ".join(f"{steps} steps {mean:.3f}" for steps, mean in zip(STEPS, pool.rewards.mean(1), strict=True))
     notes = [f"Right answers at temperature 1 on {size} held-out sums: {means}"]
     document = {
-        "benchmark": "compare_models",
+        "benchmark": "fine_tunes",
         "measured": datetime.date.today().isoformat(),
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "machine": machine(),
@@ -184,7 +184,7 @@ def main() -> None:
         "cases": cases,
     }
     options.results.mkdir(parents=True, exist_ok=True)
-    (options.results / "compare_models.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (options.results / "fine_tunes.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(f"{notes[0]}.\n\n{table(cases)}\n\n{time.perf_counter() - started:.0f} s")
 
 
