@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from upslope.rewards.overlap import rouge_1 as rouge_1
     from upslope.rewards.overlap import rouge_2 as rouge_2
     from upslope.rewards.overlap import rouge_l as rouge_l
+    from upslope.rewards.programs import passes_tests as passes_tests
     from upslope.rewards.rules import contains as contains
     from upslope.rewards.rules import cost_matrix as cost_matrix
     from upslope.rewards.rules import ends_with as ends_with
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from upslope.rewards.rules import regex_match as regex_match
     from upslope.rewards.rules import repetition_penalty as repetition_penalty
     from upslope.rewards.rules import starts_with as starts_with
+    from upslope.rewards.sandbox.supervisor import Case as Case
+    from upslope.rewards.sandbox.supervisor import Sandbox as Sandbox
+    from upslope.rewards.sandbox.supervisor import Verdict as Verdict
     from upslope.rewards.scorer import Scorer as Scorer
     from upslope.rewards.scorer import count_failures as count_failures
     from upslope.rewards.spans import find_spans as find_spans
@@ -67,6 +71,7 @@ _HOME_OF = {
     "rouge_2": "overlap",
     "rouge_l": "overlap",
     "reward_model": "learned",
+    "passes_tests": "programs",
     "contains": "rules",
     "cost_matrix": "rules",
     "ends_with": "rules",
@@ -78,6 +83,9 @@ _HOME_OF = {
     "regex_match": "rules",
     "repetition_penalty": "rules",
     "starts_with": "rules",
+    "Case": "sandbox.supervisor",
+    "Sandbox": "sandbox.supervisor",
+    "Verdict": "sandbox.supervisor",
     "Scorer": "scorer",
     "count_failures": "scorer",
     "find_spans": "spans",

@@ -172,6 +172,9 @@ def _namespace(program: _Program, names: set[str], entry_point: str | None) -> d
         if name.isidentifier():
             with contextlib.suppress(ProgramRaised):
                 namespace[name] = getattr(module, name)
+    if entry_point and "candidate" in names:
+        with contextlib.suppress(NameError):
+            namespace["candidate"] = eval(entry_point, namespace)
     return namespace
 
 

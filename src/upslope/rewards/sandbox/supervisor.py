@@ -64,6 +64,7 @@ class Sandbox:
         self._lock = Lock()
         self._slots = BoundedSemaphore(len(os.sched_getaffinity(0)))
         self._forker = Forker(self._limits, self._packages)
+        self.close()  # it has shown that it can be; whoever only sends the sandbox on needs no process
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._again, ()
