@@ -38,7 +38,7 @@ for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
             client = socket.socket(family)
             client.connect(address)
             found = client.recv(100).decode()
-        except OSError: pass
+        except (OSError, TypeError): pass
 try: found = urllib.request.urlopen("http://127.0.0.1:{port}").read().decode()
 except Exception: pass""",
     "big file": """
@@ -135,11 +135,12 @@ for path in [{folder!r} + "/tests.py", *glob.glob("/proc/[0-9]*/fd/*"), *glob.gl
     except (OSError, ValueError): pass
 seen = [item for item in gc.get_objects() if isinstance(item, (dict, list, tuple))]
 texts = [text for item in seen for text in (item.values() if isinstance(item, dict) else item) if isinstance(text, str)]
-found = next((text.split("'")[1] for text in texts if text.startswith("assert answer() == '")), found)
+start = "assert answer() == '"
+found = next((text.split("'")[1] for text in texts if text.startswith(start) and text != start), found)
 frame = sys._getframe()
 while frame := frame.f_back:
     for value in frame.f_locals.values():
-        if isinstance(value, str) and value.startswith("assert answer() == '"): found = value.split("'")[1]""",
+        if isinstance(value, str) and value.startswith(start) and value != start: found = value.split("'")[1]""",
 }
 """What each fault's program does, with {folder}, {port}, {name}, {pid} to be filled in."""
 
@@ -186,15 +187,18 @@ def _listing(folder: Path) -> dict[str, bytes]:
 
 
 @contextlib.contextmanager
-def _serving(word: str) -> Iterator[tuple[int, str]]:
+def _serving(word: str) -> Iterator[tuple[int, bytes]]:
     """(port, abstract name) at which the word is told to whoever connects."""
-    name = f"\0upslope-{os.getpid()}"
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
-        unix.bind(name)
+        unix.bind("")  # a name that nobody has
         unix.listen()
         for server in (tcp, unix):
             threading.Thread(target=_tell, args=(server, word), daemon=True).start()
-        yield tcp.getsockname()[1], name
+        try:
+            yield tcp.getsockname()[1], unix.getsockname()
+        finally:
+            for server in (tcp, unix):
+                server.shutdown(socket.SHUT_RDWR)  # ends the wait for a client
 
 
 def _tell(server: socket.socket, word: str) -> None:

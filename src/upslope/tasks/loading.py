@@ -16,6 +16,7 @@ from upslope.rewards import numbers, overlap, rules, spans
 from upslope.rewards.demonstrated import implicit, inverse_q
 from upslope.rewards.language_model import likelihood
 from upslope.rewards.learned import reward_model
+from upslope.rewards.programs import passes_tests
 from upslope.rewards.terms import RewardTerm, parameters
 from upslope.tasks.arithmetic import arithmetic
 from upslope.tasks.files import from_file
@@ -57,6 +58,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "numeric_answer": rules.numeric_answer,
     "one_minus_ter": overlap.one_minus_ter,
     "overlong_penalty": rules.overlong_penalty,
+    "passes_tests": passes_tests,
     "regex_match": rules.regex_match,
     "repetition_penalty": rules.repetition_penalty,
     "reward_model": reward_model,

@@ -21,6 +21,7 @@ _PARENT_DEATH_SIGNAL, _NO_NEW_PRIVS = 1, 38  # prctl(2)
 _CAPABILITIES = struct.pack("=Ii", 0x20080522, 0), bytes(24)  # version 3, of this process: none
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
+_ROOM = 16 << 20  # bytes of memory that the smallest program needs
 _SECRET = "/proc/self/status"  # a file that every process can read, and a confined one cannot
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -90,6 +91,9 @@ def proof() -> str | None:
 def _limit(limits: Limits) -> None:
     seconds = int(-(-limits.timeout_s // 1))
     memory = int(limits.memory_mib * (1 << 20))
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    if memory < used + _ROOM:
+        raise OSError(f"memory_mib is too low for the interpreter alone; it needs {(used + _ROOM >> 20) + 1}")
     bounds = {
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_AS: memory,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import importlib
 import symtable
 import sys
 import time
@@ -137,7 +138,7 @@ def grade(supervisor: Channel, calls: Channel) -> None:
 
 def _verdict(program: _Program, sources: list[str], entry_point: str | None, every: bool) -> dict[str, Any]:
     """One source is a module, whose test functions each count; of several each is a test."""
-    names = {name for source in [*sources, entry_point or ""] for name in _free_names(source)}
+    names = _names_of_program(sources, entry_point)
     codes = [compile(source, _FILE.format(number), "exec") for number, source in enumerate(sources)]
     passed, total, why = 0, len(sources), ""
     try:
@@ -163,19 +164,61 @@ def _verdict(program: _Program, sources: list[str], entry_point: str | None, eve
     return {"passed": passed, "total": total, "why": why}
 
 
+def _names_of_program(sources: list[str], entry_point: str | None) -> set[str]:
+    """What the tests take from the program: the entry point, or without one every name that nobody else defines.
+
+    Raises: BrokenTests where there is an entry point and they use further names: the program would define them.
+    """
+    used, defined = set[str](), set[str]()
+    for source in sources:
+        symbols = _names(source)
+        used |= symbols[0]
+        defined |= symbols[1]
+    free = {n for n in used - defined if not (hasattr(builtins, n) or n.startswith("__") or n in sys.stdlib_module_names)}
+    if entry_point is None:
+        return free
+    entered = {entry_point} if entry_point.isidentifier() else _names(entry_point)[0]
+    if strangers := free - entered - {"candidate"}:
+        raise BrokenTests(f"they use {min(strangers)!r}, which neither they nor Python define")
+    return entered
+
+
+def _names(source: str) -> tuple[set[str], set[str]]:
+    """The global names that a source uses, and those that it defines. Raises: BrokenTests where it is no Python."""
+    try:
+        table = symtable.symtable(source, "tests", "exec")
+    except (SyntaxError, ValueError) as error:
+        raise BrokenTests(f"{type(error).__name__}: {error}") from None
+    scopes, used = [table], set[str]()
+    while scopes:
+        scope = scopes.pop()
+        scopes += scope.get_children()
+        symbols = scope.get_symbols()
+        used |= {s.get_name() for s in symbols if s.is_referenced() and (scope is table or s.is_global())}
+    return used, {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
+
+
 def _namespace(program: _Program, names: set[str], entry_point: str | None) -> dict[str, Any]:
-    """The tests' global names: those of the program that they, or the entry point, use."""
+    """The tests' global names before they run: the program's, Python's own modules, and `candidate`."""
     module = StandIn(program, 0, NAME)
     sys.modules[NAME] = module  # type: ignore[assignment]
-    namespace: dict[str, Any] = {"__name__": "tests"}
-    for name in sorted(names | {entry_point or NAME}):
-        if name.isidentifier():
-            with contextlib.suppress(ProgramRaised):
-                namespace[name] = getattr(module, name)
-    if entry_point and "candidate" in names:
+    namespace: dict[str, Any] = _Names({"__name__": "tests"})
+    for name in sorted(names):
+        with contextlib.suppress(ProgramRaised):
+            namespace[name] = getattr(module, name)
+    if entry_point:
         with contextlib.suppress(NameError):
             namespace["candidate"] = eval(entry_point, namespace)
     return namespace
+
+
+class _Names(dict[str, Any]):
+    """Global names, among them those of Python's modules, which are imported here: the program's are the program's."""
+
+    def __missing__(self, name: str) -> Any:
+        if name in sys.stdlib_module_names and not hasattr(builtins, name):
+            return importlib.import_module(name)
+        raise KeyError(name)
 
 
 def _functions(namespace: dict[str, Any], entry_point: str | None) -> Iterator[Callable[[], object]]:
@@ -193,23 +236,6 @@ def _functions(namespace: dict[str, Any], entry_point: str | None) -> Iterator[C
             unittest = sys.modules["unittest"]
             if issubclass(value, unittest.TestCase):
                 yield from (case.debug for case in unittest.defaultTestLoader.loadTestsFromTestCase(value))
-
-
-def _free_names(source: str) -> set[str]:
-    """Global names that a source uses and neither it nor Python defines. Raises: BrokenTests where it is no Python."""
-    try:
-        table = symtable.symtable(source, "tests", "exec")
-    except (SyntaxError, ValueError) as error:
-        raise BrokenTests(f"{type(error).__name__}: {error}") from None
-    inner = [table]
-    used: set[str] = set()
-    while inner:
-        scope = inner.pop()
-        inner += scope.get_children()
-        symbols = scope.get_symbols()
-        used |= {s.get_name() for s in symbols if s.is_referenced() and (scope is table or s.is_global())}
-    defined = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
-    return {name for name in used - defined if not hasattr(builtins, name) and not name.startswith("__")}
 
 
 def _reference(stranger: Any) -> int:

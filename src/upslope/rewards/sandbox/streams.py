@@ -40,7 +40,7 @@ def exchange(ours: list[int], text: bytes, *, limit: int, deadline: float) -> tu
     """
     feed, out, err = ours
     os.set_blocking(feed, False)
-    written = {out: b"", err: b""}
+    written = {out: bytearray(), err: bytearray()}
     with selectors.DefaultSelector() as selector:
         selector.register(out, selectors.EVENT_READ)
         selector.register(err, selectors.EVENT_READ)
@@ -63,8 +63,8 @@ def exchange(ours: list[int], text: bytes, *, limit: int, deadline: float) -> tu
                     selector.unregister(key.fd)
                 if len(written[out]) > limit:
                     raise TooMuchError
-                written[err] = written[err][-_PIECE:]
-    return written[out], written[err]
+                del written[err][:-_PIECE]
+    return bytes(written[out]), bytes(written[err])
 
 
 def _fed(feed: int, text: bytes) -> bytes:

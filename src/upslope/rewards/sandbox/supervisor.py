@@ -123,6 +123,8 @@ class Sandbox:
 
     def _run_cases(self, program: str, cases: list[Case], every: bool) -> Verdict:
         """A process a case. After a case that ran out of time there is no other: it would be waited for as well."""
+        if not any(case.output.strip() for case in cases):
+            raise RewardError("the tests are broken: no case wants any output, so a program that does nothing passes")
         passed, why = 0, ""
         for case in cases:
             reason = self._failure(program, case)
