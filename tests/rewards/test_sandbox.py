@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs and their tests, one a line
 """The sandbox: verdicts equal to a plain run's for programs of good faith, and nothing at all for hostile ones."""
 
 import contextlib
@@ -7,16 +8,17 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cloudpickle
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import upslope
 from faults import programs
 from upslope.errors import RewardError
 from upslope.rewards import Case, RewardTerm, Sandbox, Scorer, Verdict, passes_tests
@@ -92,7 +94,11 @@ def test_verdict_is_that_of_a_plain_run(program, tests, sandbox):
         ("print(5); 1 / 0", ("", "5"), False),
         ("import sys\nprint(5); sys.exit()", ("", "5"), True),
         ("if __name__ == '__main__':\n    print('中')", ("", "中"), True),
-        ("import asyncio\nasync def main():\n    await asyncio.sleep(0)\n    print(1)\nasyncio.run(main())", ("", "1"), True),
+        (
+            "import asyncio\nasync def main():\n    await asyncio.sleep(0)\n    print(1)\nasyncio.run(main())",
+            ("", "1"),
+            True,
+        ),
         ("print('x' * 10_000)", ("", "x" * 10_000), True),
     ],
 )
@@ -285,7 +291,7 @@ def test_ordinary_users_are_confined_alike():
     if os.geteuid() or python is None:
         pytest.skip("only root can become another user, and needs a /usr/bin/python3")
     script = (
-        f"import sys; sys.version_info >= (3, 11) or sys.exit(9); sys.path.insert(0, {os.path.dirname(os.path.dirname(sys.modules['upslope'].__file__))!r})\n"
+        f"import sys; sys.version_info >= (3, 11) or sys.exit(9); sys.path.insert(0, {str(Path(upslope.__file__).parents[1])!r})\n"
         "from upslope.rewards.sandbox.supervisor import Sandbox, Case\n"
         "program = '''import os, socket\nfor attempt in (os.fork, lambda: open('/etc/passwd'), socket.socket):\n"
         "    try: attempt()\n    except PermissionError: print('refused')'''\n"
@@ -404,7 +410,9 @@ def test_prefix_completes_the_prompts_function(rollout):
 def test_rows_that_the_worker_has_no_time_for_are_counted(rollout, reaping):
     slow = "import time\ntime.sleep(100)"
     with Scorer([RewardTerm(passes_tests(timeout_s=3.0))], timeout_s=1.0) as scorer:
-        bad, good = scorer.score([rollout(slow, tests=[Case("", "1").__dict__]), rollout("print(1)", tests=[Case("", "1").__dict__])])
+        bad, good = scorer.score(
+            [rollout(slow, tests=[Case("", "1").__dict__]), rollout("print(1)", tests=[Case("", "1").__dict__])]
+        )
         assert bad.failure == "passes_tests: timed out after 1 s"
         assert good.metrics["passes_tests"] == 1.0
     deadline = time.monotonic() + 5

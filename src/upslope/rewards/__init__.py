@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from upslope.rewards.demonstrated import implicit as implicit
     from upslope.rewards.demonstrated import inverse_q as inverse_q
+    from upslope.rewards.judge import llm_judge as llm_judge
     from upslope.rewards.language_model import likelihood as likelihood
     from upslope.rewards.learned import reward_model as reward_model
+    from upslope.rewards.mathematics import math_answer as math_answer
     from upslope.rewards.numbers import brevity as brevity
     from upslope.rewards.numbers import closeness as closeness
     from upslope.rewards.numbers import correct as correct
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from upslope.rewards.rules import ends_with as ends_with
     from upslope.rewards.rules import exact_match as exact_match
     from upslope.rewards.rules import json_parsable as json_parsable
+    from upslope.rewards.rules import json_schema as json_schema
     from upslope.rewards.rules import length_penalty as length_penalty
     from upslope.rewards.rules import numeric_answer as numeric_answer
     from upslope.rewards.rules import overlong_penalty as overlong_penalty
@@ -54,7 +57,9 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "implicit": "demonstrated",
     "inverse_q": "demonstrated",
+    "llm_judge": "judge",
     "likelihood": "language_model",
+    "math_answer": "mathematics",
     "brevity": "numbers",
     "closeness": "numbers",
     "correct": "numbers",
@@ -77,6 +82,7 @@ _HOME_OF = {
     "ends_with": "rules",
     "exact_match": "rules",
     "json_parsable": "rules",
+    "json_schema": "rules",
     "length_penalty": "rules",
     "numeric_answer": "rules",
     "overlong_penalty": "rules",

@@ -66,7 +66,9 @@ class Answers:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._do("CREATE TABLE IF NOT EXISTS answers (request TEXT PRIMARY KEY, answer TEXT NOT NULL)")
         except (OSError, sqlite3.Error) as error:
-            raise RewardError(f"the judge's cache {path} cannot be used ({error}); delete it or name another") from error
+            raise RewardError(
+                f"the judge's cache {path} cannot be used ({error}); delete it or name another"
+            ) from error
 
     def get(self, request: str) -> str | None:
         """The answer to a request, None where it was never asked."""
@@ -74,8 +76,8 @@ class Answers:
         return str(found[0][0]) if found else None
 
     def put(self, request: str, answer: str) -> None:
-        """Keeps an answer; the first one stays."""
-        self._do("INSERT OR IGNORE INTO answers VALUES (?, ?)", request, answer)
+        """Keeps an answer, in the place of one that was there."""
+        self._do("INSERT OR REPLACE INTO answers VALUES (?, ?)", request, answer)
 
     def _do(self, statement: str, *values: str) -> list[Any]:
         with contextlib.closing(sqlite3.connect(self._path, timeout=30)) as connection, connection:
@@ -150,7 +152,7 @@ class Endpoint:
         if key := os.environ.get(self._api_key):
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self._url, data=body, headers=headers)
-        with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
+        with urllib.request.build_opener(_Stay).open(request, timeout=self._timeout_s) as response:
             data = response.read(_LARGEST_ANSWER)
         try:
             text = json.loads(data)["choices"][0]["message"]["content"]
@@ -159,6 +161,13 @@ class Endpoint:
         if not isinstance(text, str):
             raise ValueError(f"a chat completion without a text: {data[:200]!r}")
         return text
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: it would send the key to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """None: the redirection is an error."""
 
 
 def _told(refusal: urllib.error.HTTPError) -> str:

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from upslope.errors import RewardError
-from upslope.rewards.columns import RowReward, needing, value_of
+from upslope.rewards.columns import AsyncRowReward, needing, value_of
 from upslope.rewards.sandbox.supervisor import Case, Sandbox
 
-_BLOCK = re.compile(r"^[ \t]*```(?:python|python3|py)?[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+_BLOCK = re.compile(
+    r"^[ \t]*```(?:python|python3|py)?[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE | re.IGNORECASE
+)
 
 
 def passes_tests(
@@ -25,7 +27,7 @@ def passes_tests(
     memory_mib: float = 512,
     output_kib: float = 1024,
     packages: bool = False,
-) -> RowReward:
+) -> AsyncRowReward:
     """1 where the completion is a Python program that passes the column's tests, else 0; by `share`, passed / total.
 
     The program is the completion's last Markdown block of Python, or all of it where there is none, behind the text of
@@ -54,13 +56,14 @@ def program_in(completion: str) -> str:
     return blocks[-1] if blocks else completion
 
 
-def _tests(value: Any, column: str) -> str | Sequence[str] | Sequence[Case]:
+def _tests(value: Any, column: str) -> str | Sequence[str | Case]:
     """The column's tests as the sandbox takes them."""
     if isinstance(value, str):
+        code = value
         try:
-            value = json.loads(value)
+            value = json.loads(code)
         except ValueError:
-            return value
+            return code
     try:
         if isinstance(value, Mapping):
             pairs = zip(value["inputs"], value["outputs"], strict=True)

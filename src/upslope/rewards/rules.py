@@ -140,7 +140,7 @@ def json_parsable(keys: Sequence[str] = ()) -> RowReward:
 
 
 def json_schema(schema: Mapping[str, Any] | str | None = None, *, column: str | None = None) -> RowReward:
-    """1 where the completion is one JSON value that the schema allows, else 0. References to other hosts are not followed.
+    """1 where the completion is one JSON value that the schema allows, else 0; other hosts are not asked for a schema.
 
     The schema is a table, the path of a JSON file, or what each row has in the column, as a table or as JSON.
     Needs `upslope[schema]`.

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -64,7 +64,7 @@ class Forker:
             )
         self._socket.settimeout(_START_S)
         self.stop = weakref.finalize(self, _stop, self._socket, process)
-        self.alive = lambda: process.poll() is None
+        self.alive: Callable[[], bool] = lambda: process.poll() is None
         try:
             with self.confined("proof") as proof:
                 able = proof.channel.receive(time.monotonic() + _START_S)

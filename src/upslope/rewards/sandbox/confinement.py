@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,15 +32,12 @@ libc = ctypes.CDLL(None, use_errno=True)
 class Limits:
     """What a program may take. It never may write a file, start a process or a thread, or open a socket.
 
-    timeout_s: seconds on the clock for a program and its tests, or for one case; also its seconds of CPU, rounded up.
-    memory_mib: MiB of address space, the interpreter's own 40 or so included. output_kib: KiB that it may print in one
-    case, or answer to one call. packages: whether it may import what is installed beside upslope, not only Python's own.
+    As `Sandbox` documents them, whose defaults stand there.
     """
 
-    timeout_s: float = 2.0
-    memory_mib: float = 512
-    output_kib: float = 1024
-    packages: bool = False
+    timeout_s: float
+    memory_mib: float
+    output_kib: float
 
 
 def missing() -> str | None:
@@ -47,12 +45,12 @@ def missing() -> str | None:
     if not seccomp.supported():
         return "a table of system calls for its processor (there are x86_64 and aarch64)"
     if not landlock.version(libc):
-        return "Landlock (Linux 5.13 with `landlock` among its security modules, and in a container a seccomp profile that allows it)"
+        return "Landlock (Linux 5.13 with `landlock` among its security modules; a container's profile may forbid it)"
     return None
 
 
 def confine(limits: Limits, readable: tuple[str, ...], parent: int) -> None:
-    """Give up for good: files but for reading Python's own, sockets, other processes, privileges, and all beyond limits.
+    """Gives up for good: all files but Python's own to read, sockets, other processes, privileges.
 
     Dies with its parent. The process has one thread.
     Raises: OSError naming what the kernel refuses.
@@ -72,7 +70,7 @@ def confine(limits: Limits, readable: tuple[str, ...], parent: int) -> None:
 
 def proof() -> str | None:
     """What this process can still do although it was confined; None where it was refused everything that it tried."""
-    attempts = {
+    attempts: dict[str, Callable[[], object]] = {
         "read a file": lambda: os.close(os.open(_SECRET, os.O_RDONLY)),
         "write a file": lambda: os.close(os.open("/dev/null", os.O_WRONLY)),
         "open a socket": lambda: socket.socket().close(),
@@ -83,9 +81,7 @@ def proof() -> str | None:
         with contextlib.suppress(PermissionError):
             attempt()
             return name
-    capabilities = libc.prctl(3, 0, 0, 0, 0)  # any prctl is refused by now
-    limited = resource.getrlimit(resource.RLIMIT_FSIZE) == (0, 0)
-    return None if capabilities == -1 and limited else "change its own state"
+    return None if resource.getrlimit(resource.RLIMIT_FSIZE) == (0, 0) else "raise its limits"
 
 
 def _limit(limits: Limits) -> None:
@@ -104,8 +100,8 @@ def _limit(limits: Limits) -> None:
     }
     for name, bound in bounds.items():
         hard = resource.getrlimit(name)[1]
-        bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
-        resource.setrlimit(name, (bound, bound))
+        lowest = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+        resource.setrlimit(name, (lowest, lowest))
 
 
 def _fork() -> None:

@@ -24,17 +24,19 @@ _FILE = "tests {}"
 
 
 class ProgramRaised(Exception):  # noqa: N818 - of the class that the program raised as well, whose name is shown
-    """An exception that the program raised; also an instance of the built-in class that it was of."""
+    """What the program raised, in this line of it; also an instance of the built-in class that it was of."""
+
+    line: int | None = None
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
-class _ProgramLost(BaseException):  # noqa: N818 - no Exception, so that no test can pass over it
+class _ProgramLost(BaseException):
     """The program is gone, too slow, or answers nonsense: nothing more can be asked of it."""
 
 
-class BrokenTests(BaseException):  # noqa: N818 - no Exception, as above
+class BrokenTests(BaseException):
     """The tests themselves cannot be run, whatever the program."""
 
 
@@ -174,7 +176,9 @@ def _names_of_program(sources: list[str], entry_point: str | None) -> set[str]:
         symbols = _names(source)
         used |= symbols[0]
         defined |= symbols[1]
-    free = {n for n in used - defined if not (hasattr(builtins, n) or n.startswith("__") or n in sys.stdlib_module_names)}
+    free = {
+        n for n in used - defined if not (hasattr(builtins, n) or n.startswith("__") or n in sys.stdlib_module_names)
+    }
     if entry_point is None:
         return free
     entered = {entry_point} if entry_point.isidentifier() else _names(entry_point)[0]
@@ -260,10 +264,9 @@ def _exception(answer: dict[str, Any]) -> ProgramRaised:
     found = [getattr(builtins, name, None) for name in answer["raised"]]
     kinds = [kind for kind in found if isinstance(kind, type) and issubclass(kind, Exception)]
     base = kinds[0] if kinds and not issubclass(kinds[0], ExceptionGroup) else Exception
-    kind = type(str(answer["raised"][0]), (ProgramRaised, base), {})
-    error: ProgramRaised = kind.__new__(kind)
-    error.args = (str(answer["text"]),)
-    error.line = answer["line"]  # type: ignore[attr-defined]
+    made: Any = type(str(answer["raised"][0]), (ProgramRaised, base), {})
+    error: ProgramRaised = made.__new__(made)  # some classes want other arguments than a text
+    error.args, error.line = (str(answer["text"]),), answer["line"]
     return error
 
 
@@ -274,8 +277,8 @@ def _told(error: BaseException, sources: list[str]) -> str:
     if isinstance(error, ImportError) and not isinstance(error, ProgramRaised) and error.name != NAME:
         raise BrokenTests(f"{type(error).__name__}: {error}")
     told = f"{type(error).__name__}: {error}".strip(": ")
-    if isinstance(error, ProgramRaised) and error.line is not None:  # type: ignore[attr-defined]
-        told += f", in line {error.line} of the program"  # type: ignore[attr-defined]
+    if isinstance(error, ProgramRaised) and error.line is not None:
+        told += f", in line {error.line} of the program"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename.startswith("tests ") and frame.lineno:
             source = sources[int(frame.filename.removeprefix("tests "))]

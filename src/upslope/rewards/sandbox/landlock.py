@@ -10,6 +10,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterable
+from pathlib import Path
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446  # numbers of the system calls, the same on every architecture
 _VERSION, _PATH_BENEATH = 1, 1
@@ -36,9 +37,9 @@ def read_only(libc: ctypes.CDLL, paths: Iterable[str]) -> None:
     ruleset = libc.syscall(_CREATE, attribute, ctypes.c_size_t(len(attribute)), ctypes.c_uint(0))
     if ruleset < 0:
         raise OSError(ctypes.get_errno(), "landlock_create_ruleset")
-    for path in filter(os.path.exists, paths):
+    for path in (path for path in paths if Path(path).exists()):
         beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        rule = struct.pack("=Qi", _READ_FILE | (_READ_DIR if os.path.isdir(path) else 0), beneath)
+        rule = struct.pack("=Qi", _READ_FILE | (_READ_DIR if Path(path).is_dir() else 0), beneath)
         if libc.syscall(_ADD, ruleset, _PATH_BENEATH, rule, ctypes.c_uint(0)):
             raise OSError(ctypes.get_errno(), "landlock_add_rule", path)
         os.close(beneath)

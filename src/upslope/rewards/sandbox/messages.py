@@ -14,7 +14,7 @@ from typing import Any
 
 _HEADER = struct.Struct(">I")
 _LARGE = 1 << 64  # beyond it in hexadecimal, which Python reads in linear time and at any length
-_SEQUENCES: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+_SEQUENCES: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 class Channel:
@@ -60,7 +60,7 @@ class Channel:
         self._socket.settimeout(left)
 
 
-def encode(value: Any, refer: Callable[[Any], Any]) -> Any:
+def encode(value: Any, refer: Callable[[Any], Any]) -> Any:  # noqa: PLR0911 - a kind of data each
     """Plain data as JSON. What is not plain becomes what `refer` gives for it, or raises there."""
     if value is None or isinstance(value, bool | str):
         return value
@@ -84,7 +84,7 @@ def encode(value: Any, refer: Callable[[Any], Any]) -> Any:
     return {"object": refer(value)}
 
 
-def decode(data: Any, recall: Callable[[Any], Any]) -> Any:
+def decode(data: Any, recall: Callable[[Any], Any]) -> Any:  # noqa: PLR0911 - a kind of data each
     """The value of what `encode` wrote; its objects are what `recall` gives for their references.
 
     Raises: ValueError, TypeError, ... for anything else, or RecursionError.

@@ -76,7 +76,7 @@ class Sandbox:
     def run(
         self,
         program: str,
-        tests: str | Sequence[str] | Sequence[Case],
+        tests: str | Sequence[str | Case],
         *,
         entry_point: str | None = None,
         every: bool = False,
@@ -103,20 +103,24 @@ class Sandbox:
         """The program in one process and its tests in another, with a socket between them."""
         timeout_s, forker = self._limits["timeout_s"], self._living()
         asks, answers = socket.socketpair()
-        with asks, answers:
-            with forker.confined("program", answers.fileno()) as run, forker.confined("tests", asks.fileno()) as judge:
-                asks.close()
-                answers.close()
-                deadline = time.monotonic() + timeout_s + _GRACE_S
-                request = {"tests": sources, "entry_point": entry_point, "every": every, "timeout_s": timeout_s}
-                try:
-                    run.channel.send(program, deadline)
-                    judge.channel.send(request, deadline)
-                    answer = judge.channel.receive(deadline)
-                except TimeoutError:
-                    raise RewardError(f"the tests take more than {timeout_s:g} s of their own") from None
-                except (EOFError, OSError, ValueError):
-                    raise RewardError(f"the tests {_death(judge.end())}") from None
+        with (
+            asks,
+            answers,
+            forker.confined("program", answers.fileno()) as run,
+            forker.confined("tests", asks.fileno()) as judge,
+        ):
+            asks.close()
+            answers.close()
+            deadline = time.monotonic() + timeout_s + _GRACE_S
+            request = {"tests": sources, "entry_point": entry_point, "every": every, "timeout_s": timeout_s}
+            try:
+                run.channel.send(program, deadline)
+                judge.channel.send(request, deadline)
+                answer = judge.channel.receive(deadline)
+            except TimeoutError:
+                raise RewardError(f"the tests take more than {timeout_s:g} s of their own") from None
+            except (EOFError, OSError, ValueError):
+                raise RewardError(f"the tests {_death(judge.end())}") from None
         if "broken" in answer:
             raise RewardError(f"the tests are broken: {answer['broken']}")
         return Verdict(**answer)
