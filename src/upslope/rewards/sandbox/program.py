@@ -29,7 +29,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 def answer_calls(source: Channel, calls: Channel) -> None:
-    """Run the program, then do to its objects what its tests ask for, answering with plain data; object 0 is its module."""
+    """Run the program, then do to its objects what its tests ask for, and answer. Object 0 is its module."""
     module = _module(NAME)
     objects: list[Any] = [module]
     try:
