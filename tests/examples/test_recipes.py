@@ -142,8 +142,8 @@ def test_the_ratings_are_those_that_their_script_writes(tmp_path, monkeypatch):
 @pytest.mark.skipif(missing() is not None, reason=f"this machine lacks {missing()} for the sandbox")
 def test_the_problems_of_code_have_solutions():
     """Each solution passes all tests of its own problem, and none of the next one's."""
-    lines = [path.read_text().splitlines() for path in sorted((EXAMPLES / "code").glob("*.jsonl"))]
-    problems = [json.loads(line) for line in sum(lines, [])]
+    texts = [path.read_text() for path in sorted((EXAMPLES / "code").glob("*.jsonl"))]
+    problems = [json.loads(line) for line in "".join(texts).splitlines()]
     sandbox = Sandbox(timeout_s=20)
     for problem, other in zip(problems, problems[1:] + problems[:1], strict=True):
         verdict = sandbox.run(problem["solution"], problem["tests"], every=True)
