@@ -11,6 +11,8 @@ import pytest
 
 import upslope
 from upslope.policies.loading import load_policy
+from upslope.rewards import Sandbox
+from upslope.rewards.sandbox.confinement import missing
 from upslope.training.launch import launch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -33,6 +35,8 @@ def run_recipe(path, folder, **overrides):
         pytest.importorskip("reasoning_gym")
         overrides |= {"task.options.size": 20, "task.options.num_eval": 5}
     recipe = upslope.Recipe.load(path)
+    if "passes_tests" in str(recipe.reward.functions) and missing():
+        pytest.skip(f"this machine lacks {missing()} for the sandbox")
     if "UPSLOPE_DATA" in str(recipe.task.options):
         request_data()
         overrides |= {"task.options.limit": 300 if "num_labelled" in recipe.task.options else 8}
@@ -133,6 +137,19 @@ def test_the_ratings_are_those_that_their_script_writes(tmp_path, monkeypatch):
         for path in (store.path, EXAMPLES / "learned_rewards" / "ratings.jsonl")
     )
     assert written == kept
+
+
+@pytest.mark.skipif(missing() is not None, reason=f"this machine lacks {missing()} for the sandbox")
+def test_the_problems_of_code_have_solutions():
+    """Each solution passes all tests of its own problem, and none of the next one's."""
+    texts = [path.read_text() for path in sorted((EXAMPLES / "code").glob("*.jsonl"))]
+    problems = [json.loads(line) for line in "".join(texts).splitlines()]
+    sandbox = Sandbox(timeout_s=20)
+    for problem, other in zip(problems, problems[1:] + problems[:1], strict=True):
+        verdict = sandbox.run(problem["solution"], problem["tests"], every=True)
+        assert verdict.passed == verdict.total == 3, problem
+        assert sandbox.run(other["solution"], problem["tests"], every=True).passed == 0
+    sandbox.close()
 
 
 @pytest.mark.parametrize("name", ["quickstart", "trl_reward"])

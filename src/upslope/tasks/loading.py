@@ -14,8 +14,11 @@ from upslope.errors import RecipeError
 from upslope.recipe import Recipe
 from upslope.rewards import numbers, overlap, rules, spans
 from upslope.rewards.demonstrated import implicit, inverse_q
+from upslope.rewards.judge import llm_judge
 from upslope.rewards.language_model import likelihood
 from upslope.rewards.learned import reward_model
+from upslope.rewards.mathematics import math_answer
+from upslope.rewards.programs import passes_tests
 from upslope.rewards.terms import RewardTerm, parameters
 from upslope.tasks.arithmetic import arithmetic
 from upslope.tasks.files import from_file
@@ -52,11 +55,15 @@ RULES: dict[str, Callable[..., Any]] = {
     "implicit": implicit,
     "inverse_q": inverse_q,
     "json_parsable": rules.json_parsable,
+    "json_schema": rules.json_schema,
     "length_penalty": rules.length_penalty,
     "likelihood": likelihood,
+    "llm_judge": llm_judge,
+    "math_answer": math_answer,
     "numeric_answer": rules.numeric_answer,
     "one_minus_ter": overlap.one_minus_ter,
     "overlong_penalty": rules.overlong_penalty,
+    "passes_tests": passes_tests,
     "regex_match": rules.regex_match,
     "repetition_penalty": rules.repetition_penalty,
     "reward_model": reward_model,
