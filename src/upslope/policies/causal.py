@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -66,6 +67,10 @@ class CausalPolicy(TransformersPolicy):
     def room(self, prompt: Prompt) -> int | None:
         """How many tokens may follow an encoded prompt, where the model says so."""
         return None if self.context_length is None else self.context_length - len(prompt.tokens)
+
+    def begun(self, prompt: Prompt, actions: Sequence[int]) -> Prompt:
+        """The encoded prompt as the engine computes it for a row that goes on after these actions: with them."""
+        return dataclasses.replace(prompt, tokens=(*prompt.tokens, *actions))
 
     def demonstration(self, prompt: Prompt, completion: Any) -> Rollout:
         """The prompt and a text as the model would write it, ended, as a rollout of log-probability 0.

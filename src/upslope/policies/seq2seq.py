@@ -86,6 +86,10 @@ class Seq2SeqPolicy(TransformersPolicy):
         """How many tokens the decoder may write, where the model says so."""
         return None if self.context_length is None else self.context_length - len(self.start)
 
+    def begun(self, prompt: Prompt, actions: Sequence[int]) -> Prompt:  # noqa: ARG002
+        """The encoded source, which a row that goes on after some actions is computed after as well."""
+        return prompt
+
     def demonstration(self, prompt: Prompt, completion: Any) -> Rollout:
         """The source with a text as the decoder would write it, ended, as a rollout of log-probability 0.
 
