@@ -27,30 +27,55 @@ _CONTROL_ACTIONS = 256
 class Arm:
     """A model that answers prompts, and what that took: tokens (actions), and seconds, noise_s of them in drawing.
 
-    model: a run, a model folder, a hub id or an embedded name; kind is that of a model that is no run.
+    model: a run, a model folder, a hub id or an embedded name; kind is that of a model that is no run. critic: of a run,
+    the kind of critic to load with it.
     Raises: ModelError where it cannot be loaded.
     """
 
-    def __init__(self, model: Model, *, kind: str, labels: Sequence[str], seed: int) -> None:
+    def __init__(
+        self, model: Model, *, kind: str, labels: Sequence[str], critic: str | None = None, seed: int
+    ) -> None:
         source, self.recipe = source_and_recipe(model)
         self.name = name_of(model)
         settings = self.recipe or Recipe.resolve({"model": {"kind": kind}})
-        self.policy = policy_to_sample(source, settings, labels=labels, seed=seed)
+        self.policy = policy_to_sample(source, settings, labels=labels, critic=critic, seed=seed)
         self._engine = engine_for(self.policy, settings.engine.model_dump())
         self._engine.load(self.policy, version=0)
         self.seed = seed
         self.tokens, self.seconds, self.noise_s = 0, 0.0, 0.0
 
-    def answer(self, prompts: Sequence[Prompt], *, samples: int, sampling: Sampling) -> list[Rollout]:
-        """So many rollouts of every prompt, in order."""
+    def answer(
+        self, prompts: Sequence[Prompt], *, samples: int, sampling: Sampling, seed: int | None = None
+    ) -> list[Rollout]:
+        """So many rollouts of every prompt, in order; by the arm's own seed unless another is given."""
         started = time.perf_counter()
         with stopwatch() as spans:
             encoded = [self.policy.encode(prompt) for prompt in prompts]
-            rollouts = self._engine.sample(encoded, group_size=samples, sampling=sampling, seed=self.seed)
+            how = {"sampling": sampling, "seed": self.seed if seed is None else seed}
+            rollouts = self._engine.sample(encoded, group_size=samples, **how)
         self.seconds += time.perf_counter() - started
         self.noise_s += spans.get("sample", 0.0)
         self.tokens += sum(len(rollout.actions) for rollout in rollouts)
         return rollouts
+
+    def branch(
+        self, rollouts: Sequence[Rollout], kept: Sequence[int], *, num_branches: int, sampling: Sampling, seed: int
+    ) -> list[Rollout]:
+        """So many new ends of every rollout after its first kept[i] actions, in order; see engines.engine."""
+        started = time.perf_counter()
+        how = {"sampling": sampling, "seed": seed}
+        branches = self._engine.branch(rollouts, kept, num_branches=num_branches, **how)
+        self.seconds += time.perf_counter() - started
+        self.tokens += sum(len(branch.actions) - kept[branch.group] for branch in branches)
+        return branches
+
+    def every_answer(self, prompts: Sequence[Prompt], *, sampling: Sampling) -> list[Rollout]:
+        """Every answer to every prompt, in order. Raises: ModelError where they are too many."""
+        started = time.perf_counter()
+        encoded = [self.policy.encode(prompt) for prompt in prompts]
+        answers = self._engine.every_answer(encoded, sampling=sampling)
+        self.seconds += time.perf_counter() - started
+        return answers
 
 
 def name_of(model: Model) -> str:

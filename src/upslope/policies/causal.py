@@ -143,6 +143,12 @@ class CausalPolicy(TransformersPolicy):
         bootstrap = read[len(laid.actions) :].masked_fill(batch.terminated, 0.0)
         return Scores(*found, read[: len(laid.actions)], bootstrap)
 
+    def states(self, batch: Batch) -> Tensor:
+        """Last hidden states [M, H] at every action's position: what the output head reads."""
+        laid = self._lay_out(batch, with_last=False)
+        with self._precision():
+            return self._hidden(self._base.base_model, laid)[laid.actions]
+
     def distributions(self, batch: Batch, *, max_tokens: int = 4096) -> Iterator[Tensor]:
         """The model's own logits [m, K] at every action, chunk by chunk in the batch's order."""
         for rows in torch.arange(batch.num_rows).split(max(1, max_tokens // int(batch.row_lengths.max()))):

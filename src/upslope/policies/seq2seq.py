@@ -164,6 +164,12 @@ class Seq2SeqPolicy(TransformersPolicy):
         bootstrap = read[len(pairs.actions) :].masked_fill(batch.terminated, 0.0)
         return Scores(*found, read[: len(pairs.actions)], bootstrap)
 
+    def states(self, batch: Batch) -> Tensor:
+        """The decoder's last hidden states [M, H] at every action's position."""
+        pairs = self._pairs(batch)
+        with self._precision():
+            return self._logits(pairs)[1][pairs.actions]
+
     def distributions(self, batch: Batch, *, max_tokens: int = 4096) -> Iterator[Tensor]:
         """The model's own logits [m, K] at every action, chunk by chunk in the batch's order."""
         for rows in torch.arange(batch.num_rows).split(max(1, max_tokens // int(batch.row_lengths.max()))):

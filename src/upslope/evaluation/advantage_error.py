@@ -1,0 +1,174 @@
+"""How far estimated advantages are from the true ones, where those are themselves known only from branches.
+
+The true advantage A(s, a) = Q(s, a) - V(s) of a decision is estimated by k new ends of its row after the action and k
+after the state alone: their mean returns differ by A_hat, which is unbiased, and whose variance is itself estimated
+without bias. An estimate X of the same advantage, made without these branches, is independent of A_hat given (s, a), so
+
+    E[(X - A_hat)^2 - var_hat] = E[(X - A)^2]    and    E[A_hat^2 - var_hat] = E[A^2].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from upslope.errors import DataError
+from upslope.evaluation.intervals import Interval
+
+_RESAMPLES = 1_000
+_SURE = 2.0  # standard errors of A_hat beyond which its sign counts as known
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """True advantages of n decisions as branches tell them.
+
+    advantages A_hat [n], unbiased; noise [n], the unbiased variance of each, 0 where it is exact; halves [2, n], A_hat
+    from either half of the branches, which are independent; clusters [n] name what hangs together, such as a prompt.
+    """
+
+    advantages: np.ndarray
+    noise: np.ndarray
+    halves: np.ndarray
+    clusters: np.ndarray
+
+    @staticmethod
+    def of_branches(after: np.ndarray, before: np.ndarray, clusters: np.ndarray) -> Truth:
+        """From returns [n, k] of ends after the action and [n, k] of ends after the state; k even, 4 at least."""
+        count = after.shape[1]
+        noise = (after.var(1, ddof=1) + before.var(1, ddof=1)) / count
+        halves = [after[:, rows].mean(1) - before[:, rows].mean(1) for rows in (slice(0, None, 2), slice(1, None, 2))]
+        return Truth(after.mean(1) - before.mean(1), noise, np.stack(halves), clusters)
+
+    @staticmethod
+    def exact(advantages: np.ndarray, clusters: np.ndarray) -> Truth:
+        """Advantages that are known, by enumeration."""
+        return Truth(advantages, np.zeros_like(advantages), np.stack([advantages, advantages]), clusters)
+
+    def __getitem__(self, chosen: np.ndarray) -> Truth:
+        return Truth(self.advantages[chosen], self.noise[chosen], self.halves[:, chosen], self.clusters[chosen])
+
+    @property
+    def spread(self) -> float:
+        """E[A^2] without bias: what saying 0 of every decision gets wrong."""
+        return float((self.advantages**2 - self.noise).mean())
+
+    @property
+    def sure(self) -> np.ndarray:
+        """Whether each decision's sign is known [n]: A_hat is two standard errors from 0, or exact and not 0."""
+        found: np.ndarray = (np.abs(self.advantages) >= _SURE * np.sqrt(self.noise)) & (self.advantages != 0)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Of one estimator. error: E[(X - A)^2] / E[A^2], so 0 is perfect and 1 no better than to say 0 of everything.
+
+    rank: Spearman's correlation with A_hat; rank_corrected: divided by the highest that a perfect estimator could reach
+    on such branches, and cut at 1. sign: the share of decisions of known sign on which X has it, X = 0 counting a half.
+    more_error: error less that of the estimator that all are compared with, on the same decisions. None where it cannot
+    be said: no spread, no order, no sure sign.
+    """
+
+    error: Interval | None
+    rank: Interval | None
+    rank_corrected: Interval | None
+    sign: Interval | None
+    more_error: Interval | None
+
+
+def squared_error(estimates: np.ndarray, truth: Truth) -> np.ndarray:
+    """(X - A_hat)^2 - var_hat, [..., n]: its mean is E[(X - A)^2]; a single one may be negative."""
+    errors: np.ndarray = (estimates - truth.advantages) ** 2 - truth.noise
+    return errors
+
+
+def reliability(truth: Truth) -> float:
+    """The rank correlation of A_hat with a second A_hat of equally many branches, from that of its halves.
+
+    Its root is what a perfect estimator's rank correlation with A_hat is at most: exact for linear correlations, near
+    for ranks. NaN where a half does not vary.
+    Source: Spearman 1904 (attenuation); Spearman 1910, Brown 1910 (halves).
+    """
+    half = float(rank_correlations(truth.halves[:1], truth.halves[1])[0])
+    return 2.0 * half / (1.0 + half) if half > 0 else (np.nan if np.isnan(half) else 0.0)
+
+
+def rank_correlations(rows: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Spearman's correlation [e] of rows [e, n] with other [n], ties at their mean rank; NaN where one is constant."""
+    ranks = np.stack([_ranks(row) for row in (*rows, other)])
+    ranks -= ranks.mean(1, keepdims=True)
+    norms = np.sqrt((ranks**2).sum(1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        correlations: np.ndarray = ranks[:-1] @ ranks[-1] / (norms[:-1] * norms[-1])
+    return correlations
+
+
+def agreements(
+    estimates: np.ndarray,
+    truth: Truth,
+    *,
+    reference: int,
+    confidence: float = 0.95,
+    num_resamples: int = _RESAMPLES,
+    seed: int = 0,
+) -> list[Agreement]:
+    """Of estimators X [e, n] with the truth [n], with percentile intervals over resamples of whole clusters; all are
+    compared with the estimator X[reference].
+
+    All estimators share their resamples. Everything is computed anew on each: ratios, ranks and the correction.
+    Raises: DataError with fewer than two clusters, or where an estimate is not finite.
+    Source: Davison & Hinkley 1997, section 3.8.
+    """
+    names, index = np.unique(truth.clusters, return_inverse=True)
+    if len(names) < 2:
+        raise DataError(f"an interval needs two prompts at least, and there are {len(names)}")
+    if not np.isfinite(estimates).all():
+        raise DataError("an estimated advantage is not a finite number, so nothing can be said of its error")
+    members = [np.flatnonzero(index == cluster) for cluster in range(len(names))]
+    generator = np.random.default_rng(seed)
+    figures = _figures(estimates, truth, reference)
+    resampled = []
+    for _ in range(num_resamples):
+        drawn = np.concatenate([members[c] for c in generator.integers(len(members), size=len(members))])
+        resampled.append(_figures(estimates[:, drawn], truth[drawn], reference))
+    tails = np.stack(resampled)  # [resamples, 5, e]
+    return [_agreement(figures[:, e], tails[:, :, e], confidence) for e in range(len(estimates))]
+
+
+def _figures(estimates: np.ndarray, truth: Truth, reference: int) -> np.ndarray:
+    """The fields of Agreement for every estimator, [5, e]; NaN where there is none, and an infinite error beside
+    advantages without spread."""
+    spread, sure = truth.spread, truth.sure
+    error = squared_error(estimates, truth).mean(1) / spread if spread > 0 else np.full(len(estimates), np.inf)
+    rank = rank_correlations(estimates, truth.advantages)
+    ceiling = reliability(truth)
+    corrected = rank / np.sqrt(ceiling) if ceiling > 0 else np.full_like(rank, np.nan)
+    agree = 0.5 + 0.5 * np.sign(estimates[:, sure]) * np.sign(truth.advantages[sure])
+    sign = agree.mean(1) if sure.any() else np.full_like(rank, np.nan)
+    with np.errstate(invalid="ignore"):
+        more = error - error[reference]
+    return np.stack([error, rank, np.clip(corrected, -1.0, 1.0), sign, more])
+
+
+def _agreement(figures: np.ndarray, resampled: np.ndarray, confidence: float) -> Agreement:
+    tail = 50.0 * (1.0 - confidence)
+
+    def interval(which: int) -> Interval | None:
+        known = resampled[:, which][~np.isnan(resampled[:, which])]
+        # where many resamples have none of it, what the others say is no interval
+        if not np.isfinite(figures[which]) or len(known) < confidence * len(resampled):
+            return None
+        low = np.percentile(known, tail, method="lower")  # no interpolation: an error may be infinite
+        high = np.percentile(known, 100.0 - tail, method="higher")
+        return Interval(float(figures[which]), float(low), float(high))
+
+    return Agreement(*(interval(which) for which in range(5)))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """1 for the least, ties at the mean of their places."""
+    order = np.sort(values)
+    ranks: np.ndarray = (np.searchsorted(order, values, "left") + np.searchsorted(order, values, "right") + 1) / 2.0
+    return ranks

@@ -1,0 +1,169 @@
+"""What was found of advantage estimators, in Python, JSON and Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from upslope.evaluation.advantage_error import Agreement
+from upslope.evaluation.intervals import Interval
+
+FIGURES: Mapping[str, str] = {
+    "error": "Error: E[(X - A)²] / E[A²]; 0 is perfect, 1 is what saying nothing gets",
+    "more_error": "Error more than that of the reference, on the same decisions: below 0 is better",
+    "rank_corrected": "Rank correlation with A, corrected for the branches' noise",
+    "rank": "Rank correlation with the branches' estimate of A, as measured",
+    "sign": "Share of decisions of known sign whose sign is right",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One estimator at one place. seconds: of applying it to 1,000 actions."""
+
+    name: str
+    family: str
+    lam: float | None
+    agreement: Agreement
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where estimators were judged: prompts, and who answered them.
+
+    spread: E[A^2]; noise: the mean variance of the branches' estimates of A, beside it; reliability: see
+    advantage_error; sure: the share of decisions of known sign; cut: the share of rows cut at max_new_tokens. Tokens
+    are sampled actions, of rows and of branches. problem: why nothing can be said here, if so.
+    """
+
+    name: str
+    num_prompts: int
+    num_decisions: int
+    spread: float
+    noise: float
+    reliability: float
+    sure: float
+    cut: float
+    left_out: Mapping[str, int]
+    row_tokens: int
+    branch_tokens: int
+    branch_s: float
+    estimators: tuple[Judged, ...]
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What heads were fitted on: prompts, actions, and seconds of sampling them; seconds of fitting by name; the ridges
+    that were chosen for V and for A."""
+
+    num_prompts: int
+    num_actions: int
+    sample_s: float
+    seconds: Mapping[str, float]
+    ridge_value: float
+    ridge_advantage: float
+
+
+@dataclass(frozen=True, slots=True)
+class EstimatorReport:
+    """How far each estimator is from the true advantages, by place, and what it costs.
+
+    reference: the estimator that the run's recipe trains with, as far as it is among them. absent: families that could
+    not be judged, with the reason. rows: of each prompt; branches: after an action, and as many before it.
+    """
+
+    model: str
+    task: str
+    gamma: float
+    temperature: float
+    rows: int
+    branches: int
+    reference: str
+    fit: Fit
+    places: tuple[Place, ...]
+    absent: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        place = next((place for place in self.places if place.problem is None and place.name == HELD_OUT), None)
+        place = place or next(place for place in self.places if place.problem is None)
+        known = [one for one in place.estimators if one.agreement.error is not None]
+        if not known:
+            return f"nothing can be said of the error on {place.name}"
+        best = min(known, key=lambda one: one.agreement.error.estimate if one.agreement.error else math.inf)
+        own = next(one for one in place.estimators if one.name == self.reference)
+        least = f"least error on {place.name}: {best.name}, {_shown(best.agreement.error)}"
+        return least if best is own else f"{least}; {own.name}: {_shown(own.agreement.error)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a JSON file; an interval is [estimate, low, high], and what is infinite None."""
+        found: dict[str, Any] = _plain(self)
+        return found
+
+    def markdown(self) -> str:
+        """The sentence, a table of each figure, the costs, the places and the notes."""
+        judged = [place for place in self.places if place.problem is None]
+        parts = [f"# Advantage estimators: {self.model} on {self.task}", f"**{self}**"]
+        head = ("estimator", *(place.name for place in judged))
+        for figure, about in FIGURES.items():
+            rows = [
+                (one.name, *(_shown(getattr(place.estimators[index].agreement, figure)) for place in judged))
+                for index, one in enumerate(judged[0].estimators)
+            ]
+            parts += [f"## {about}", _table([head, *rows])]
+        parts += ["## What it costs", _table(self.costs()), "## Where", _table(self.where())]
+        said = [*(f"{family}: absent, because {why}" for family, why in self.absent.items()), *self.notes]
+        said += [f"{place.name}: {place.problem}" for place in self.places if place.problem]
+        return "\n\n".join([*parts, *(f"- {note}" for note in said)]) + "\n"
+
+    def costs(self) -> list[tuple[str, ...]]:
+        """A table: what has to be sampled and fitted before, and what an estimate takes then."""
+        rows = [("estimator", "tokens to fit on", "s to fit", "s for 1,000 actions", "rows a prompt")]
+        judged = next(place for place in self.places if place.problem is None)
+        for one in judged.estimators:
+            fitted = self.fit.seconds.get(one.family)
+            tokens = "–" if fitted is None else f"{self.fit.num_actions:,}"
+            several = "2 or more" if one.family in ("rows alone", "mean of several") else "1"
+            seconds = "–" if fitted is None else f"{self.fit.sample_s + fitted:.1f}"
+            rows.append((one.name, tokens, seconds, f"{one.seconds:.3f}", several))
+        return rows
+
+    def where(self) -> list[tuple[str, ...]]:
+        """A table of the places: how many, how noisy, and what the truth took."""
+        head = ("place", "prompts", "decisions", "E[A²]", "noise of A", "reliability", "sign known", "cut")
+        rows = [(*head, "tokens of rows", "tokens of branches", "s of branches")]
+        for place in self.places:
+            said = (f"{place.spread:.4f}", f"{place.noise:.4f}", f"{place.reliability:.2f}", f"{place.sure:.0%}")
+            taken = (f"{place.row_tokens:,}", f"{place.branch_tokens:,}", f"{place.branch_s:.1f}")
+            rows.append((place.name, str(place.num_prompts), str(place.num_decisions), *said, f"{place.cut:.0%}", *taken))
+        return rows
+
+
+HELD_OUT = "held-out prompts"
+TRAINING = "training prompts"
+
+
+def _shown(interval: Interval | None) -> str:
+    return "–" if interval is None else f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    lines = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Interval):
+        return [_plain(bound) for bound in (value.estimate, value.low, value.high)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,267 @@
+"""Which advantage estimator is near the truth: on training prompts, held-out ones, another task, a shifted policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upslope.errors import DataError, RecipeError
+from upslope.estimators import row_starts
+from upslope.evaluation.advantage_error import Truth, agreements, reliability
+from upslope.evaluation.arms import Arm, Model, clusters_of, name_of, same_actions, shuffled
+from upslope.evaluation.branching import Decisions, decide
+from upslope.evaluation.estimates import CRITIC, LAMS, MOST_ACTIONS, ROWS, Estimate, Heads, estimate, fit, read
+from upslope.evaluation.estimator_report import HELD_OUT, TRAINING, EstimatorReport, Fit, Judged, Place
+from upslope.evaluation.evaluate import sampling_of, source_and_recipe, task_to_evaluate
+from upslope.policies.loading import CRITIC_FILE
+from upslope.policies.sampling import Sampling
+from upslope.recipe import Recipe
+from upslope.records import Prompt
+from upslope.rewards import Scorer
+from upslope.tasks import Task
+from upslope.tasks.prompts import usable
+
+_FITTED_ON = 4  # times as many prompts as a place has
+_SHIFT = 1.5  # times the temperature, of the shifted policy where no model is given
+_FEW = 20  # prompts below which an interval is rough
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """What all places share."""
+
+    arm: Arm
+    recipe: Recipe
+    critic: bool
+    heads: Heads
+    reference: str
+    rows: int
+    branches: int
+    seed: int
+
+    def place(
+        self, name: str, task: Task, prompts: Sequence[Prompt], sampler: Arm, *, sampling: Sampling, seed: int
+    ) -> Place:
+        """The estimators on rows that sampler writes to these prompts."""
+        settings, gamma = self.recipe.reward, self.recipe.algorithm.gamma
+        with Scorer(task.terms, timeout_s=settings.timeout_s, isolation=settings.isolation) as scorer:
+            how = {"rows": self.rows, "branches": self.branches, "sampling": sampling, "gamma": gamma, "seed": seed}
+            decisions = decide(sampler, scorer, prompts, clusters_of(prompts, None), **how)
+        problem, judged = _problem(decisions.truth), ()
+        if problem is None:
+            policy, rollouts = self.arm.policy, decisions.rollouts
+            readings = read(policy, sampler.policy, rollouts, sampling=sampling, critic=self.critic)
+            found = estimate(readings, self.heads, gamma=gamma, lams=_lams(self.recipe))
+            judged = _judged(found, decisions, readings.batch.num_actions, self.reference, self.seed)
+        return _placed(name, len(prompts), decisions, judged, problem)
+
+
+def judge_estimators(
+    model: Model,
+    task: Task | str | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    other: Task | str | None = None,
+    shifted: Model | None = None,
+    num_prompts: int = 32,
+    rows: int = 4,
+    branches: int = 16,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    seed: int = 0,
+) -> EstimatorReport:
+    """How far advantage estimators are from the true advantages of a model's policy, and what each costs.
+
+    model, task, options: as in evaluate.evaluate. Sampled at the run's temperature unless another is given, num_prompts
+    prompts a place, `rows` rows each; of every row one decision, whose true advantage is measured by `branches` new ends
+    after its action and as many before it. Heads are fitted on four times as many training prompts. other: a task to
+    try them on besides; shifted: a model whose rows they are tried on, by default the same one at 1.5 times the
+    temperature.
+    Raises: RecipeError for settings that leave nothing to estimate; DataError where every advantage is 0 at every place,
+    or a place has fewer than two prompts; ModelError.
+    """
+    _check(rows, branches, temperature)
+    source, recipe = source_and_recipe(model)
+    task = task_to_evaluate(recipe, task, options or {})
+    critic, reason = _critic_of(Path(source), recipe)
+    settings = recipe or Recipe.resolve({})
+    arm = Arm(model, kind=settings.model.kind, labels=task.labels, critic=critic, seed=seed)
+    sampling = sampling_of(settings)
+    sampling = dataclasses.replace(
+        sampling,
+        temperature=sampling.temperature if temperature is None else temperature,
+        max_new_tokens=max_new_tokens or sampling.max_new_tokens,
+    )
+    seen = _some(arm, task, task.prompts, _FITTED_ON * num_prompts, seed)
+    heads, fitted = _fit(arm, task, seen, settings, rows=rows, sampling=sampling, seed=seed)
+    judge = _Judge(arm, settings, critic is not None, heads, _reference(settings, critic), rows, branches, seed)
+    places = [judge.place(TRAINING, task, seen[:num_prompts], arm, sampling=sampling, seed=seed + 1)]
+    held_out = _some(arm, task, task.eval_prompts, num_prompts, seed)
+    if held_out:
+        places.append(judge.place(HELD_OUT, task, held_out, arm, sampling=sampling, seed=seed + 2))
+    if other is not None:
+        another = task_to_evaluate(None, other, {})
+        prompts = _some(arm, another, another.eval_prompts or another.prompts, num_prompts, seed)
+        places.append(judge.place(f"task {another.name}", another, prompts, arm, sampling=sampling, seed=seed + 3))
+    name, sampler, moved = _shifted(arm, shifted, settings, task, sampling, seed)
+    places.append(judge.place(name, task, held_out or seen[:num_prompts], sampler, sampling=moved, seed=seed + 4))
+    if all(place.problem for place in places):
+        raise DataError(f"no estimator can be judged: on {places[0].name}, {places[0].problem}")
+    return EstimatorReport(
+        name_of(model),
+        task.name,
+        settings.algorithm.gamma,
+        sampling.temperature,
+        rows,
+        branches,
+        judge.reference,
+        fitted,
+        tuple(places),
+        {} if critic else {CRITIC: reason},
+        _notes(settings, places, has_held_out=bool(held_out)),
+    )
+
+
+def _check(rows: int, branches: int, temperature: float | None) -> None:
+    if temperature == 0.0:
+        raise RecipeError("at temperature 0 only one action is ever taken, so there are no advantages; give another")
+    if branches < 4 or branches % 2:
+        raise RecipeError(f"branches is {branches}; it must be even, and 4 at least, for its halves are compared")
+    if rows < 2:
+        raise RecipeError("rows is 1; it must be 2 at least, for a row is compared with the others of its prompt")
+
+
+def _critic_of(source: Path, recipe: Recipe | None) -> tuple[str | None, str]:
+    """The kind of critic that lies beside a run's model, or why there is none."""
+    if recipe is None:
+        return None, "the model is no run"
+    if not (source / CRITIC_FILE).is_file():
+        return None, "the run trained no critic"
+    if recipe.model.lora is not None and recipe.model.critic == "separate":
+        return None, "the run's critic is adapters on a trunk of its own, which the merged model lacks"
+    return recipe.model.critic, ""
+
+
+def _reference(recipe: Recipe, critic: str | None) -> str:
+    """The name of the estimator that the recipe trains with; else of that which needs rows alone."""
+    settings = recipe.algorithm
+    if critic is None or settings.credit != "gae":
+        return "return - others' mean"
+    named = {0.0: "TD residual", 1.0: "Monte Carlo - V"}.get(settings.lam, f"GAE({settings.lam:g})")
+    return f"{named}, {CRITIC}"
+
+
+def _lams(recipe: Recipe) -> list[float]:
+    return sorted({*LAMS, recipe.algorithm.lam})
+
+
+def _some(arm: Arm, task: Task, prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
+    """So many prompts that the model can read, drawn at random, those of one text together."""
+    read_, _ = usable(list(prompts), arm.policy.encode, strict=task.strict)
+    groups = shuffled(read_, clusters_of(read_, None), seed=seed)
+    return [prompt for group in groups for prompt in group][:count]
+
+
+def _fit(
+    arm: Arm, task: Task, prompts: Sequence[Prompt], recipe: Recipe, *, rows: int, sampling: Sampling, seed: int
+) -> tuple[Heads, Fit]:
+    """Heads on fresh rows to these prompts, on as many of the first ones as there is room for."""
+    started = time.perf_counter()
+    sampled = arm.answer(prompts, samples=rows, sampling=sampling, seed=seed)
+    with Scorer(task.terms, timeout_s=recipe.reward.timeout_s, isolation=recipe.reward.isolation) as scorer:
+        scored = [rollout for rollout in scorer.score(sampled) if not rollout.failure]
+    spent = time.perf_counter() - started
+    total = np.cumsum([len(rollout.actions) for rollout in scored])
+    kept = [rollout for rollout, before in zip(scored, total, strict=True) if before <= MOST_ACTIONS]
+    used = len({rollout.group for rollout in kept})
+    if used < 2:
+        raise DataError(f"heads are fitted on the rows of 2 training prompts at least, but only {used} could be scored")
+    readings = read(arm.policy, arm.policy, kept, sampling=sampling, critic=False)
+    gamma = recipe.algorithm.gamma
+    heads = fit(readings, gamma=gamma, seed=seed)
+    value, advantage = heads.ridges
+    count = len(readings.batch.actions)
+    return heads, Fit(used, count, spent, heads.seconds, value.value, advantage.advantage)
+
+
+def _shifted(
+    arm: Arm, model: Model | None, recipe: Recipe, task: Task, sampling: Sampling, seed: int
+) -> tuple[str, Arm, Sampling]:
+    """The shifted policy's name, arm and sampling."""
+    if model is None:
+        hotter = _SHIFT * sampling.temperature
+        return f"at temperature {hotter:g}", arm, dataclasses.replace(sampling, temperature=hotter)
+    other = Arm(model, kind=recipe.model.kind, labels=task.labels, seed=seed)
+    if not same_actions(arm.policy, other.policy):
+        raise RecipeError(f"{other.name} has another tokenizer or other labels, so that its rows cannot be judged")
+    return f"rows of {other.name}", other, sampling
+
+
+def _problem(truth: Truth) -> str | None:
+    """Why nothing can be said with such a truth, if so."""
+    if len(np.unique(truth.clusters)) < 2:
+        return "there is one prompt only, and an interval needs two"
+    if not truth.advantages.any():
+        return "every branch earned the same, so that every advantage is 0"
+    if truth.spread <= 0:
+        return "the branches' noise hides what advantages there may be; take more branches or prompts"
+    return None
+
+
+def _judged(
+    found: Sequence[Estimate], decisions: Decisions, num_actions: Any, reference: str, seed: int
+) -> tuple[Judged, ...]:
+    chosen = row_starts(num_actions).numpy()[decisions.row] + decisions.step
+    table = np.stack([one.advantages.numpy()[chosen] for one in found])
+    index = [one.name for one in found].index(reference)
+    total = len(found[0].advantages)
+    return tuple(
+        Judged(one.name, one.family, one.lam, agreement, 1_000 * one.seconds / total)
+        for one, agreement in zip(found, agreements(table, decisions.truth, reference=index, seed=seed), strict=True)
+    )
+
+
+def _placed(
+    name: str, num_prompts: int, decisions: Decisions, judged: tuple[Judged, ...], problem: str | None
+) -> Place:
+    truth = decisions.truth
+    return Place(
+        name,
+        num_prompts,
+        len(truth.advantages),
+        truth.spread,
+        float(truth.noise.mean()),
+        reliability(truth),
+        float(truth.sure.mean()),
+        decisions.cut,
+        decisions.left_out,
+        decisions.row_tokens,
+        decisions.branch_tokens,
+        decisions.branch_s,
+        judged,
+        problem,
+    )
+
+
+def _notes(recipe: Recipe, places: Sequence[Place], *, has_held_out: bool) -> tuple[str, ...]:
+    found = []
+    if not has_held_out:
+        found.append("the task has no held-out prompts, so generalisation to them is not judged")
+    if recipe.algorithm.kl == "reward" and recipe.algorithm.kl_coef:
+        found.append(
+            "the true advantages are of the task's reward; the run charged the KL to the reference besides, which its "
+            "critic has learned to expect"
+        )
+    for place in places:
+        if place.num_prompts < _FEW:
+            found.append(f"{place.name}: intervals over {place.num_prompts} prompts are rough")
+        if place.cut > 0.05:
+            found.append(f"{place.name}: {place.cut:.0%} of rows were cut; the truth counts what they earned until then")
+        found += [f"{place.name}: {count} left out: {reason}" for reason, count in place.left_out.items()]
+    return tuple(found)
