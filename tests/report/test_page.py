@@ -118,17 +118,17 @@ def test_the_page_needs_nothing_else_and_runs_its_own_scripts_only(run, live):
 
 def test_the_plotting_library_is_the_published_one():
     """uPlot 1.6.32 as npm has it, unchanged: sha256 of dist/uPlot.iife.min.js."""
-    library = html._asset("vendor/uPlot.iife.min.js")
+    library = html.asset("vendor/uPlot.iife.min.js")
     assert (
         hashlib.sha256(library.encode()).hexdigest()
         == "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f"
     )
-    assert "MIT License" in html._asset("vendor/uPlot.LICENSE")
+    assert "MIT License" in html.asset("vendor/uPlot.LICENSE")
 
 
 def test_scripts_write_no_html():
     for name in html._SCRIPTS:
-        text = html._asset(name)
+        text = html.asset(name)
         assert not [
             word for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(") if word in text
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -27,7 +27,9 @@ def evaluate(
     ] = None,
     num_prompts: Annotated[int | None, typer.Option(min=1, help="How many held-out prompts; all by default.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="0, the default, decodes greedily; with --estimators the run's own.")
+    ] = None,
     beams: Annotated[int | None, typer.Option(min=1, help="Decode by beam search of this width instead.")] = None,
     length_penalty: Annotated[float, typer.Option(help="Beams score log p / length^this.")] = 1.0,
     seed: Annotated[int, typer.Option()] = 0,
@@ -36,23 +38,44 @@ def evaluate(
     ] = None,
     power: Annotated[float, typer.Option(min=0.5, max=0.999, help="How often --detect is to find it.")] = 0.8,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of words.")] = False,
-    save: Annotated[Path | None, typer.Option(help="Where to write it all; RUN/evaluation.json for a run.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Where to write it all; RUN/evaluation.json for a run, or RUN/estimators.html, .md and .json."),
+    ] = None,
+    estimators: Annotated[
+        bool, typer.Option("--estimators", help="Judge advantage estimators instead: a page, Markdown and JSON.")
+    ] = False,
+    branches: Annotated[int, typer.Option(help="With --estimators: new ends of a row, after a decision and before.")] = 16,
+    other_task: Annotated[str | None, typer.Option(help="With --estimators: a second task to try them on.")] = None,
+    shifted: Annotated[
+        str | None, typer.Option(help="With --estimators: a model whose rows to try them on; else a higher temperature.")
+    ] = None,
 ) -> None:
-    """Measure a model's metric on a task's held-out prompts, with a 95% interval; of labels, each one's F1 as well."""
+    """Measure a model's metric on a task's held-out prompts, with a 95% interval; of labels, each one's F1 as well.
+
+    With --estimators: how near estimates of the advantage (GAE, Monte Carlo, advantage heads, ...) are to the truth.
+    """
     from upslope.evaluation.evaluate import evaluate as measure
     from upslope.recipe import parse_override
     from upslope.report.run import write_text
 
+    task_options = dict(parse_override(text) for text in options or [])
+    if estimators:
+        prompts = {} if num_prompts is None else {"num_prompts": num_prompts}
+        chosen = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, **prompts}
+        tried = {"branches": branches, "other": other_task, "shifted": shifted}
+        _judge(model, task, save, as_json=as_json, options=task_options, **tried, **chosen)
+        return
     result = measure(
         model,
         task,
         num_prompts=num_prompts,
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
+        temperature=temperature or 0.0,
         beams=beams,
         length_penalty=length_penalty,
         seed=seed,
-        options=dict(parse_override(text) for text in options or []),
+        options=task_options,
     )
     document = result.as_dict()
     plan = None if detect is None else result.plan(detect, power=power)
@@ -85,6 +108,29 @@ def evaluate(
         )
     if result.labels is not None:
         _show(console, result.labels)
+
+
+def _judge(model: str, task: str | None, save: Path | None, *, as_json: bool, **settings: Any) -> None:
+    """Judge advantage estimators; three files of one name, and the sentence."""
+    from upslope.evaluation.estimators import judge_estimators
+    from upslope.report.estimators import estimator_page
+    from upslope.report.run import write_text
+
+    found = judge_estimators(model, task, **settings)
+    document = found.as_dict()
+    folder = Path(model) if (Path(model) / "recipe.toml").is_file() else Path()
+    stem = (save or folder / "estimators.html").with_suffix("")
+    texts = {".html": estimator_page(document), ".md": found.markdown(), ".json": json.dumps(document, indent=1) + "\n"}
+    for suffix, text in texts.items():
+        write_text(Path(f"{stem}{suffix}"), text)
+    console = Console(highlight=False, soft_wrap=True)
+    if as_json:
+        console.print(json.dumps(document), markup=False)
+        return
+    console.print(str(found), markup=False)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+    console.print(f"{stem}.html, .md, .json", markup=False)
 
 
 def _show(console: Console, report: LabelReport) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from upslope.errors import DataError
+from upslope.evaluation.clustered import clustered_mean
 from upslope.evaluation.intervals import Interval
 
 _RESAMPLES = 1_000
@@ -68,7 +69,7 @@ class Agreement:
     rank: Spearman's correlation with A_hat; rank_corrected: divided by the highest that a perfect estimator could reach
     on such branches, and cut at 1. sign: the share of decisions of known sign on which X has it, X = 0 counting a half.
     more_error: error less that of the estimator that all are compared with, on the same decisions. None where it cannot
-    be said: no spread, no order, no sure sign.
+    be said: no spread that is told from 0, no order, no sure sign.
     """
 
     error: Interval | None
@@ -82,6 +83,15 @@ def squared_error(estimates: np.ndarray, truth: Truth) -> np.ndarray:
     """(X - A_hat)^2 - var_hat, [..., n]: its mean is E[(X - A)^2]; a single one may be negative."""
     errors: np.ndarray = (estimates - truth.advantages) ** 2 - truth.noise
     return errors
+
+
+def spread_is_known(truth: Truth, *, confidence: float = 0.95) -> bool:
+    """Whether E[A^2] is told from 0: else it may be anything that errors are divided by.
+
+    Source: Fieller 1954, "Some problems in interval estimation": the interval of a ratio is bounded just then.
+    """
+    low, _ = clustered_mean(truth.advantages**2 - truth.noise, truth.clusters).bounds(confidence)
+    return bool(low > 0)
 
 
 def reliability(truth: Truth) -> float:
@@ -134,6 +144,8 @@ def agreements(
         drawn = np.concatenate([members[c] for c in generator.integers(len(members), size=len(members))])
         resampled.append(_figures(estimates[:, drawn], truth[drawn], reference))
     tails = np.stack(resampled)  # [resamples, 5, e]
+    if not spread_is_known(truth, confidence=confidence):
+        figures[[0, 4]] = np.nan
     return [_agreement(figures[:, e], tails[:, :, e], confidence) for e in range(len(estimates))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Decisions:
 
     rollouts: the rows, scored. row, step [n]: decision i is action step[i] of rollouts[row[i]]; truth [n]. left_out counts
     rows and decisions that could not be scored, by reason. Tokens are actions that were sampled: for the rows, and for
-    the branches; seconds are of sampling and of scoring both.
+    the branches, whose seconds count scoring as well.
     """
 
     rollouts: tuple[Rollout, ...]
@@ -69,7 +70,7 @@ def decide(
     generator = np.random.default_rng(seed)
     step = np.array([generator.integers(len(rollout.actions)) for rollout in kept])
     named = np.array([clusters[rollout.prompt.id] for rollout in kept])
-    tokens, seconds = arm.tokens, arm.seconds
+    tokens, started = arm.tokens, time.perf_counter()
     listed = all(rollout.stop_reason == "action" and len(rollout.actions) == 1 for rollout in kept)
     if listed:
         found, known = _listed(arm, scorer, kept, sampling), named
@@ -86,7 +87,7 @@ def decide(
         left_out["a branch that could not be scored"] = missing
     row = np.flatnonzero(complete)
     return Decisions(
-        kept, row, step[row], truth, dict(left_out), row_tokens, arm.tokens - tokens, arm.seconds - seconds
+        kept, row, step[row], truth, dict(left_out), row_tokens, arm.tokens - tokens, time.perf_counter() - started
     )
 
 

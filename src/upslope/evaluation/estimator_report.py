@@ -9,23 +9,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from upslope.evaluation.advantage_error import Agreement
+from upslope.evaluation.estimates import MIXED, ROWS
 from upslope.evaluation.intervals import Interval
 
+HELD_OUT, TRAINING = "held-out prompts", "training prompts"
 FIGURES: Mapping[str, str] = {
     "error": "Error: E[(X - A)²] / E[A²]; 0 is perfect, 1 is what saying nothing gets",
     "more_error": "Error more than that of the reference, on the same decisions: below 0 is better",
     "rank_corrected": "Rank correlation with A, corrected for the branches' noise",
-    "rank": "Rank correlation with the branches' estimate of A, as measured",
-    "sign": "Share of decisions of known sign whose sign is right",
+    "sign": "Share of decisions of known sign on which the sign is right",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One estimator at one place. seconds: of applying it to 1,000 actions."""
+    """One estimator at one place. family, head, lam: see estimates.Estimate. seconds: of applying it to 1,000 actions."""
 
     name: str
     family: str
+    head: str | None
     lam: float | None
     agreement: Agreement
     seconds: float
@@ -103,7 +105,7 @@ class EstimatorReport:
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file; an interval is [estimate, low, high], and what is infinite None."""
         found: dict[str, Any] = _plain(self)
-        return found
+        return found | {"sentence": str(self), "figures": dict(FIGURES), "costs": self.costs(), "where": self.where()}
 
     def markdown(self) -> str:
         """The sentence, a table of each figure, the costs, the places and the notes."""
@@ -122,16 +124,17 @@ class EstimatorReport:
         return "\n\n".join([*parts, *(f"- {note}" for note in said)]) + "\n"
 
     def costs(self) -> list[tuple[str, ...]]:
-        """A table: what has to be sampled and fitted before, and what an estimate takes then."""
-        rows = [("estimator", "tokens to fit on", "s to fit", "s for 1,000 actions", "rows a prompt")]
+        """A table by family: what has to be sampled and fitted before, and what an estimate takes then."""
+        rows = [("what it rests on", "tokens to fit on", "s to sample them", "s to fit", "s for 1,000 actions", "rows a prompt")]
         judged = next(place for place in self.places if place.problem is None)
-        for one in judged.estimators:
-            fitted = self.fit.seconds.get(one.family)
-            tokens = "–" if fitted is None else f"{self.fit.num_actions:,}"
-            several = "2 or more" if one.family in ("rows alone", "mean of several") else "1"
-            seconds = "–" if fitted is None else f"{self.fit.sample_s + fitted:.1f}"
-            rows.append((one.name, tokens, seconds, f"{one.seconds:.3f}", several))
-        return rows
+        for family, one in {one.family: one for one in reversed(judged.estimators)}.items():
+            before: tuple[str, ...] = ("–", "–", "–") if family == ROWS else ("in training", "–", "–")
+            if one.head is not None:
+                fit = self.fit
+                before = (f"{fit.num_actions:,}", f"{fit.sample_s:.1f}", f"{fit.seconds[one.head]:.1f}")
+            several = "2 or more" if family in (ROWS, MIXED) else "1"
+            rows.append((family, *before, f"{one.seconds:.3f}", several))
+        return [rows[0], *reversed(rows[1:])]
 
     def where(self) -> list[tuple[str, ...]]:
         """A table of the places: how many, how noisy, and what the truth took."""
@@ -142,10 +145,6 @@ class EstimatorReport:
             taken = (f"{place.row_tokens:,}", f"{place.branch_tokens:,}", f"{place.branch_s:.1f}")
             rows.append((place.name, str(place.num_prompts), str(place.num_decisions), *said, f"{place.cut:.0%}", *taken))
         return rows
-
-
-HELD_OUT = "held-out prompts"
-TRAINING = "training prompts"
 
 
 def _shown(interval: Interval | None) -> str:

@@ -16,7 +16,7 @@ from upslope.estimators import row_starts
 from upslope.evaluation.advantage_error import Truth, agreements, reliability
 from upslope.evaluation.arms import Arm, Model, clusters_of, name_of, same_actions, shuffled
 from upslope.evaluation.branching import Decisions, decide
-from upslope.evaluation.estimates import CRITIC, LAMS, MOST_ACTIONS, ROWS, Estimate, Heads, estimate, fit, read
+from upslope.evaluation.estimates import CRITIC, LAMS, MOST_ACTIONS, Estimate, Heads, estimate, fit, read
 from upslope.evaluation.estimator_report import HELD_OUT, TRAINING, EstimatorReport, Fit, Judged, Place
 from upslope.evaluation.evaluate import sampling_of, source_and_recipe, task_to_evaluate
 from upslope.policies.loading import CRITIC_FILE
@@ -222,7 +222,7 @@ def _judged(
     index = [one.name for one in found].index(reference)
     total = len(found[0].advantages)
     return tuple(
-        Judged(one.name, one.family, one.lam, agreement, 1_000 * one.seconds / total)
+        Judged(one.name, one.family, one.head, one.lam, agreement, 1_000 * one.seconds / total)
         for one, agreement in zip(found, agreements(table, decisions.truth, reference=index, seed=seed), strict=True)
     )
 
@@ -259,6 +259,11 @@ def _notes(recipe: Recipe, places: Sequence[Place], *, has_held_out: bool) -> tu
             "critic has learned to expect"
         )
     for place in places:
+        if place.problem is None and not any(one.agreement.error for one in place.estimators):
+            found.append(
+                f"{place.name}: E[A²] is not told from 0 beside the branches' noise, so errors cannot be divided by it; "
+                "take more prompts or branches"
+            )
         if place.num_prompts < _FEW:
             found.append(f"{place.name}: intervals over {place.num_prompts} prompts are rough")
         if place.cut > 0.05:

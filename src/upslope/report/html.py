@@ -24,25 +24,29 @@ def page(data: Mapping[str, Any], *, title: str) -> str:
     Runs may hold any text: the data is inert JSON that no tag can end, scripts write it as text only, and the page's
     policy lets the browser run these very scripts (by hash) and fetch nothing from elsewhere.
     """
-    library = _asset("vendor/uPlot.iife.min.js")
-    program = '"use strict";\n{\n' + "\n".join(_asset(name) for name in _SCRIPTS) + "\n}"
+    library = asset("vendor/uPlot.iife.min.js")
+    program = '"use strict";\n{\n' + "\n".join(asset(name) for name in _SCRIPTS) + "\n}"
     parts = {
         "policy": _policy(library, program, live=bool(data.get("live"))),
-        "title": _escaped(title),
-        "style": "\n".join(_asset(name) for name in _STYLES),
+        "title": escaped(title),
+        "style": "\n".join(asset(name) for name in _STYLES),
         "data": inert_json(
             {**data, "charts": [asdict(c) for c in CHARTS], "no_chart": NO_CHART, "version": __version__}
         ),
         "library": library,
         "program": program,
     }
-    html = _asset("page.html")
-    head, *sections = html.split("{{")
-    filled = [head]
+    return filled("page.html", parts)
+
+
+def filled(template: str, parts: Mapping[str, str]) -> str:
+    """An asset with each {{name}} replaced by that part."""
+    head, *sections = asset(template).split("{{")
+    pieces = [head]
     for section in sections:
         name, _, rest = section.partition("}}")
-        filled += [parts[name], rest]
-    return "".join(filled)
+        pieces += [parts[name], rest]
+    return "".join(pieces)
 
 
 def inert_json(value: Any) -> str:
@@ -61,10 +65,12 @@ def _policy(*scripts: str, live: bool) -> str:
     )
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file of the page's folder."""
     return (_FOLDER / name).read_text(encoding="utf-8")
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Any text as HTML shows it."""
     text = text.encode("utf-8", "replace").decode()  # a folder's name may hold what is no text
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")

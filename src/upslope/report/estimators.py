@@ -1,0 +1,195 @@
+"""How near advantage estimators are to the truth, as one HTML page without a script: curves, intervals, costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from upslope.report.html import asset, escaped, filled
+
+_COLOURS = (0, 1, 5, 9, 2, 6, 3)
+"""Of the page's ten line colours, one for each family in their order."""
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _RIGHT, _TOP = 460, 240, 44, 30, 12, 12
+_LEAST, _MOST = 0.02, 50.0  # what an axis of errors shows at most; whatever lies beyond is drawn at its edge
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """Where a number lies between 0 and 1, the ticks, and the number that means nothing was learned."""
+
+    place: Callable[[float], float]
+    ticks: tuple[float, ...]
+    nothing: float
+
+
+def estimator_page(found: Mapping[str, Any]) -> str:
+    """The page of an evaluation.estimator_report.EstimatorReport.as_dict()."""
+    title = f"Advantage estimators: {found['model']} on {found['task']}"
+    places = [place for place in found["places"] if place["problem"] is None]
+    families = list(dict.fromkeys(one["family"] for place in places for one in place["estimators"]))
+    colours = {family: f"var(--line-{_COLOURS[i % len(_COLOURS)]})" for i, family in enumerate(families)}
+    errors = _error_axis(places)
+    linear = _Axis(lambda x: (x + 1) / 2, (-1.0, 0.0, 1.0), 0.0)
+    share = _Axis(lambda x: x, (0.0, 0.5, 1.0), 0.5)
+    axes = {"error": errors, "more_error": _difference_axis(places), "rank_corrected": linear, "sign": share}
+    body = [
+        f"<p>{escaped(found['sentence'])}</p>",
+        f'<p class="quiet">{escaped(_how(found))}</p>',
+        "<h2>Error by lambda <small>0 is perfect, 1 (dashed) is what saying nothing gets; bands are 95% intervals over "
+        "prompts</small></h2>",
+        _legend(colours),
+        '<div class="charts">' + "".join(_lam_chart(place, colours, errors) for place in places) + "</div>",
+        *(
+            f"<h2>{escaped(about)}</h2>{_judged(figure, places, axes[figure], colours, found['reference'])}"
+            for figure, about in found["figures"].items()
+        ),
+        f"<h2>What it costs</h2>{_table(found['costs'])}",
+        f"<h2>Where <small>E[A²] is what saying nothing gets wrong; noise is of the branches, and is subtracted</small>"
+        f"</h2>{_table(found['where'])}",
+        _said(found),
+    ]
+    style = asset("page.css") + asset("estimators.css")
+    return filled("plain.html", {"title": escaped(title), "style": style, "body": "\n".join(body)})
+
+
+def _how(found: Mapping[str, Any]) -> str:
+    fit = found["fit"]
+    return (
+        f"Sampled at temperature {found['temperature']:g}, gamma {found['gamma']:g}; {found['rows']} rows of each prompt, "
+        f"one decision of each row, {found['branches']} branches after its action and as many before it. Heads fitted on "
+        f"{fit['num_actions']} actions of {fit['num_prompts']} training prompts. Compared with: {found['reference']}."
+    )
+
+
+def _error_axis(places: Sequence[Mapping[str, Any]]) -> _Axis:
+    """Logarithmic, from the least to the largest error there is, whole decades."""
+    values = [bound for bound in _bounds(places, "error") if bound > 0] or [1.0]
+    low = math.floor(math.log10(max(_LEAST, min(0.5, *values))))
+    high = math.ceil(math.log10(min(_MOST, max(2.0, *values))))
+
+    def place(error: float) -> float:
+        return (math.log10(max(error, 10.0**low)) - low) / (high - low)
+
+    return _Axis(place, tuple(10.0**power for power in range(low, high + 1)), 1.0)
+
+
+def _difference_axis(places: Sequence[Mapping[str, Any]]) -> _Axis:
+    """Linear and symmetric; wide enough for the middle nine tenths of the bounds."""
+    sizes = sorted(abs(bound) for bound in _bounds(places, "more_error")) or [1.0]
+    size = max(0.1, sizes[int(0.9 * (len(sizes) - 1))])
+    return _Axis(lambda x: (x / size + 1) / 2, (-size, 0.0, size), 0.0)
+
+
+def _bounds(places: Sequence[Mapping[str, Any]], figure: str) -> list[float]:
+    intervals = [one["agreement"][figure] for place in places for one in place["estimators"]]
+    return [bound for interval in intervals if interval for bound in interval if bound is not None]
+
+
+def _lam_chart(place: Mapping[str, Any], colours: Mapping[str, str], axis: _Axis) -> str:
+    """Errors of GAE by lam, a line a family with its band; of what has no lam, a level across."""
+    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+
+    def x(lam: float) -> float:
+        return _LEFT + lam * (right - _LEFT)
+
+    def y(error: float | None) -> float:
+        return bottom - min(max(axis.place(_MOST if error is None else error), 0.0), 1.0) * (bottom - _TOP)
+
+    parts = [
+        f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
+        f'<text x="{_LEFT - 6}" y="{y(t) + 4:.1f}" text-anchor="end">{t:g}</text>'
+        for t in axis.ticks
+    ]
+    parts += [f'<text x="{x(lam):.1f}" y="{bottom + 16}" text-anchor="middle">{lam:g}</text>' for lam in (0, 0.5, 1)]
+    parts.append(f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 2}" text-anchor="middle">lambda</text>')
+    parts.append(f'<line class="nothing" x1="{_LEFT}" x2="{right}" y1="{y(1):.1f}" y2="{y(1):.1f}"/>')
+    for family, colour in colours.items():
+        known = [one for one in place["estimators"] if one["family"] == family and one["agreement"]["error"]]
+        curve = sorted((one["lam"], one["agreement"]["error"]) for one in known if one["lam"] is not None)
+        if curve:
+            above = [f"{x(lam):.1f},{y(high):.1f}" for lam, (_, _, high) in curve]
+            below = [f"{x(lam):.1f},{y(low):.1f}" for lam, (_, low, _) in reversed(curve)]
+            line = " ".join(f"{x(lam):.1f},{y(error):.1f}" for lam, (error, _, _) in curve)
+            parts.append(f'<polygon points="{" ".join(above + below)}" fill="{colour}" opacity="0.12"/>')
+            parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            parts += [_dot(x(lam), y(error[0]), colour, f"{family}, lambda {lam:g}", error) for lam, error in curve]
+        for one in known if not curve else ():
+            level = y(one["agreement"]["error"][0])
+            parts.append(
+                f'<line x1="{_LEFT}" x2="{right}" y1="{level:.1f}" y2="{level:.1f}" stroke="{colour}" stroke-width="1.5"/>'
+            )
+            parts.append(_dot(right, level, colour, one["name"], one["agreement"]["error"]))
+    svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'
+    about = f"<small>{place['num_decisions']} decisions of {place['num_prompts']} prompts</small>"
+    return f'<figure class="card chart"><h3>{escaped(place["name"])}{about}</h3>{svg}</figure>'
+
+
+def _dot(x: float, y: float, colour: str, name: str, interval: Sequence[float | None]) -> str:
+    label = f"{name}: {_shown(interval)}"
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{escaped(label)}</title></circle>'
+
+
+def _judged(
+    figure: str, places: Sequence[Mapping[str, Any]], axis: _Axis, colours: Mapping[str, str], reference: str
+) -> str:
+    """One figure of every estimator (a row) at every place (a column), each as a number and a whisker."""
+    head = "".join(f"<th>{escaped(place['name'])}</th>" for place in places)
+    rows = []
+    for index, one in enumerate(places[0]["estimators"]):
+        cells = [place["estimators"][index]["agreement"][figure] for place in places]
+        drawn = "".join(f"<td>{_whisker(interval, axis, colours[one['family']])}</td>" for interval in cells)
+        own = ' class="own"' if one["name"] == reference else ""
+        key = f'<i class="swatch" style="background: {colours[one["family"]]}"></i>'
+        rows.append(f"<tr{own}><th>{key}{escaped(one['name'])}</th>{drawn}</tr>")
+    table = f'<table class="judged"><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    return f'<div class="card scroll">{table}</div>'
+
+
+def _whisker(interval: Sequence[float | None] | None, axis: _Axis, colour: str) -> str:
+    if interval is None:
+        return '<span class="number">–</span>'
+
+    def at(value: float | None) -> float:
+        return 100.0 if value is None else 100.0 * min(max(axis.place(value), 0.0), 1.0)
+
+    estimate, low, high = (at(value) for value in interval)
+    width = max(high - low, 0.8)
+    return (
+        f'<span class="number">{_shown(interval, bold=True)}</span><span class="whisker">'
+        f'<i class="zero" style="left: {at(axis.nothing):.1f}%"></i>'
+        f'<i class="bar" style="left: {low:.1f}%; width: {width:.1f}%; background: {colour}"></i>'
+        f'<i class="dot" style="left: {estimate:.1f}%; background: {colour}"></i></span>'
+    )
+
+
+def _shown(interval: Sequence[float | None], *, bold: bool = False) -> str:
+    estimate, low, high = ("∞" if value is None else f"{value:.2f}".replace("-", "−") for value in interval)
+    return f"<b>{estimate}</b> [{low}, {high}]" if bold else f"{estimate} [{low}, {high}]"
+
+
+def _legend(colours: Mapping[str, str]) -> str:
+    keys = (
+        f'<span class="key"><i class="swatch" style="background: {colour}"></i>{escaped(family)}</span>'
+        for family, colour in colours.items()
+    )
+    return f'<p class="keys">{"".join(keys)}</p>'
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+
+    def line(tag: str, cells: Iterable[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escaped(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    lines = "".join(line("td", cells) for cells in body)
+    table = f'<table class="wide"><thead>{line("th", head)}</thead><tbody>{lines}</tbody></table>'
+    return f'<div class="card scroll">{table}</div>'
+
+
+def _said(found: Mapping[str, Any]) -> str:
+    said = [f"{family}: absent, because {why}" for family, why in found["absent"].items()]
+    said += found["notes"]
+    said += [f"{place['name']}: {place['problem']}" for place in found["places"] if place["problem"]]
+    return "<h2>Notes</h2><ul>" + "".join(f"<li>{escaped(note)}</li>" for note in said) + "</ul>" if said else ""
