@@ -81,6 +81,9 @@ def test_rank_correlation_is_spearmans():
     expected = (ranks @ np.array([-1.5, -0.5, 0.5, 1.5])) / np.sqrt((ranks**2).sum() * 5.0)
     assert rank_correlations(values[None], other)[0] == pytest.approx(expected, abs=1e-12)
     assert np.isnan(rank_correlations(np.ones((1, 4)), other)[0])
+    weights = np.array([[1.0, 2.0, 0.0, 3.0]])
+    repeated = rank_correlations(np.array([[3.0, 1.0, 1.0, 7.0, 7.0, 7.0]]), np.array([10.0, 20, 20, 40, 40, 40]))
+    assert rank_correlations(values[None], other, weights)[0] == pytest.approx(repeated, abs=1e-12)
 
 
 def test_intervals_cover_the_true_error():

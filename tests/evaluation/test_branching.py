@@ -135,10 +135,27 @@ def test_the_error_of_gae_with_exact_values_is_that_of_enumeration(decisions, or
         rewards, count = torch.tensor(rollout.rewards).double(), torch.tensor([len(states)])
         nothing = torch.zeros(1, dtype=torch.float64)
         estimates.append(float(gae(rewards, torch.stack(states), count, nothing, gamma=GAMMA, lam=0.9)[step]))
-    exact = (np.array(estimates) - true) ** 2
-    each = squared_error(np.array(estimates), decisions.truth) - exact
+    estimates = np.array(estimates)
+    along = estimates * decisions.truth.advantages - estimates * true
+    assert abs(along.mean()) < 4 * along.std() / math.sqrt(len(along))
+    exact = (estimates - true) ** 2
+    each = squared_error(estimates, decisions.truth) - exact
     assert exact.mean() > 0.01
     assert abs(each.mean()) < 4 * each.std() / math.sqrt(len(each))
+
+
+def test_returns_less_any_baseline_of_the_state_have_slope_1(decisions, oracle):
+    """E[(G - b(s)) A] = E[A^2] for b = V and for no baseline at all: the policy gradient is unbiased by either."""
+    true, _ = truths(decisions, oracle)
+    returns = np.array([discounted(decisions.rollouts[r].rewards, t, GAMMA) for r, t in zip(decisions.row, decisions.step, strict=True)])  # fmt: skip
+    values = np.array([
+        float(oracle[decisions.rollouts[r].prompt.id, decisions.rollouts[r].actions[:t]][1])
+        for r, t in zip(decisions.row, decisions.step, strict=True)
+    ])  # fmt: skip
+    for baseline in (values, 0.0):
+        excess = (returns - baseline) * decisions.truth.advantages - (decisions.truth.advantages**2 - decisions.truth.noise)
+        assert abs(excess.mean()) < 4 * excess.std() / math.sqrt(len(excess))
+    assert np.mean(returns * true) > 0.005
 
 
 def test_rows_and_branches_share_no_luck(decisions, arm, prompts, setting):

@@ -4,7 +4,7 @@ The true advantage A(s, a) = Q(s, a) - V(s) of a decision is estimated by k new 
 after the state alone: their mean returns differ by A_hat, which is unbiased, and whose variance is itself estimated
 without bias. An estimate X of the same advantage, made without these branches, is independent of A_hat given (s, a), so
 
-    E[(X - A_hat)^2 - var_hat] = E[(X - A)^2]    and    E[A_hat^2 - var_hat] = E[A^2].
+    E[(X - A_hat)^2 - var_hat] = E[(X - A)^2],   E[A_hat^2 - var_hat] = E[A^2]   and   E[X A_hat] = E[X A].
 """
 
 from __future__ import annotations
@@ -47,9 +47,6 @@ class Truth:
         """Advantages that are known, by enumeration."""
         return Truth(advantages, np.zeros_like(advantages), np.stack([advantages, advantages]), clusters)
 
-    def __getitem__(self, chosen: np.ndarray) -> Truth:
-        return Truth(self.advantages[chosen], self.noise[chosen], self.halves[:, chosen], self.clusters[chosen])
-
     @property
     def spread(self) -> float:
         """E[A^2] without bias: what saying 0 of every decision gets wrong."""
@@ -66,17 +63,21 @@ class Truth:
 class Agreement:
     """Of one estimator. error: E[(X - A)^2] / E[A^2], so 0 is perfect and 1 no better than to say 0 of everything.
 
-    rank: Spearman's correlation with A_hat; rank_corrected: divided by the highest that a perfect estimator could reach
-    on such branches, and cut at 1. sign: the share of decisions of known sign on which X has it, X = 0 counting a half.
-    more_error: error less that of the estimator that all are compared with, on the same decisions. None where it cannot
-    be said: no spread that is told from 0, no order, no sure sign.
+    more_error: error less that of the estimator that all are compared with, on the same decisions. alignment:
+    E[X A] / sqrt(E[X^2] E[A^2]), the cosine of X with the truth: noise that is averaged away lowers it, scale does not.
+    slope: E[X A] / E[A^2], 1 of whatever leaves the policy gradient unbiased, an offset b(s) included, and less of what
+    shrinks it. rank: Spearman's correlation with A_hat; rank_corrected: divided by the highest that a perfect estimator could reach
+    on such branches. Correlations are cut at -1 and 1. sign: the share of decisions of known sign on which X has it, 0
+    counting a half. None where it cannot be said: no spread that is told from 0, no order, no sure sign.
     """
 
     error: Interval | None
+    more_error: Interval | None
+    alignment: Interval | None
+    slope: Interval | None
     rank: Interval | None
     rank_corrected: Interval | None
     sign: Interval | None
-    more_error: Interval | None
 
 
 def squared_error(estimates: np.ndarray, truth: Truth) -> np.ndarray:
@@ -101,18 +102,29 @@ def reliability(truth: Truth) -> float:
     for ranks. NaN where a half does not vary.
     Source: Spearman 1904 (attenuation); Spearman 1910, Brown 1910 (halves).
     """
-    half = float(rank_correlations(truth.halves[:1], truth.halves[1])[0])
-    return 2.0 * half / (1.0 + half) if half > 0 else (np.nan if np.isnan(half) else 0.0)
+    return float(_whole(rank_correlations(truth.halves[:1], truth.halves[1]))[0])
 
 
-def rank_correlations(rows: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Spearman's correlation [e] of rows [e, n] with other [n], ties at their mean rank; NaN where one is constant."""
-    ranks = np.stack([_ranks(row) for row in (*rows, other)])
-    ranks -= ranks.mean(1, keepdims=True)
-    norms = np.sqrt((ranks**2).sum(1))
+def rank_correlations(rows: np.ndarray, other: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Spearman's correlation [e] of rows [e, n] with other [n], ties at their mean rank; NaN where one is constant.
+
+    weights [R, n] say how often each value counts, once where not given: then [R, e].
+    """
+    times = np.ones((1, len(other))) if weights is None else weights
+    total = times.sum(1)
+
+    def centred(values: np.ndarray) -> np.ndarray:
+        ranks = _ranks(values, times)
+        return ranks - ((ranks * times).sum(1) / total)[:, None]
+
+    second = centred(other)
+    correlations = np.empty((len(times), len(rows)))
     with np.errstate(invalid="ignore", divide="ignore"):
-        correlations: np.ndarray = ranks[:-1] @ ranks[-1] / (norms[:-1] * norms[-1])
-    return correlations
+        for index, row in enumerate(rows):
+            first = centred(row)
+            squares = (first**2 * times).sum(1) * (second**2 * times).sum(1)
+            correlations[:, index] = (first * second * times).sum(1) / np.sqrt(squares)
+    return correlations[0] if weights is None else correlations
 
 
 def agreements(
@@ -136,51 +148,65 @@ def agreements(
         raise DataError(f"an interval needs two prompts at least, and there are {len(names)}")
     if not np.isfinite(estimates).all():
         raise DataError("an estimated advantage is not a finite number, so nothing can be said of its error")
-    members = [np.flatnonzero(index == cluster) for cluster in range(len(names))]
-    generator = np.random.default_rng(seed)
-    figures = _figures(estimates, truth, reference)
-    resampled = []
-    for _ in range(num_resamples):
-        drawn = np.concatenate([members[c] for c in generator.integers(len(members), size=len(members))])
-        resampled.append(_figures(estimates[:, drawn], truth[drawn], reference))
-    tails = np.stack(resampled)  # [resamples, 5, e]
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=num_resamples)
+    weights = np.concatenate([np.ones((1, len(index))), drawn[:, index]])
+    figures = _figures(estimates, truth, reference, weights)
     if not spread_is_known(truth, confidence=confidence):
-        figures[[0, 4]] = np.nan
-    return [_agreement(figures[:, e], tails[:, :, e], confidence) for e in range(len(estimates))]
+        figures[:4, 0] = np.nan  # all that is divided by it
+    return [_agreement(figures[:, 0, e], figures[:, 1:, e], confidence) for e in range(len(estimates))]
 
 
-def _figures(estimates: np.ndarray, truth: Truth, reference: int) -> np.ndarray:
-    """The fields of Agreement for every estimator, [5, e]; NaN where there is none, and an infinite error beside
-    advantages without spread."""
-    spread, sure = truth.spread, truth.sure
-    error = squared_error(estimates, truth).mean(1) / spread if spread > 0 else np.full(len(estimates), np.inf)
-    rank = rank_correlations(estimates, truth.advantages)
-    ceiling = reliability(truth)
-    corrected = rank / np.sqrt(ceiling) if ceiling > 0 else np.full_like(rank, np.nan)
-    agree = 0.5 + 0.5 * np.sign(estimates[:, sure]) * np.sign(truth.advantages[sure])
-    sign = agree.mean(1) if sure.any() else np.full_like(rank, np.nan)
-    with np.errstate(invalid="ignore"):
-        more = error - error[reference]
-    return np.stack([error, rank, np.clip(corrected, -1.0, 1.0), sign, more])
+def _figures(estimates: np.ndarray, truth: Truth, reference: int, weights: np.ndarray) -> np.ndarray:
+    """The fields of Agreement for every estimator and every row of weights, [7, R, e]; NaN where there is none, and an
+    infinite error beside advantages without spread."""
+    total = weights.sum(1, keepdims=True)
+
+    def mean(rows: np.ndarray) -> np.ndarray:
+        means: np.ndarray = weights @ np.atleast_2d(rows).T / total
+        return means
+
+    spread = mean(truth.advantages**2 - truth.noise)
+    known = np.where(spread > 0, spread, np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.where(spread > 0, mean(squared_error(estimates, truth)) / known, np.inf)
+        along = mean(estimates * truth.advantages) / known
+        alignment = along * np.sqrt(known / mean(estimates**2))
+        rank = rank_correlations(estimates, truth.advantages, weights)
+        ceiling = _whole(rank_correlations(truth.halves[:1], truth.halves[1], weights))
+        corrected = rank / np.sqrt(np.where(ceiling > 0, ceiling, np.nan))
+        agree = 0.5 + 0.5 * np.sign(estimates) * np.sign(truth.advantages)
+        sign = mean(agree * truth.sure) / mean(truth.sure.astype(float))
+        more = error - error[:, reference, None]
+    return np.stack([error, more, np.clip(alignment, -1, 1), along, rank, np.clip(corrected, -1, 1), sign])
+
+
+def _whole(half: np.ndarray) -> np.ndarray:
+    """The reliability of the whole from the correlation of its halves, 0 where that is below."""
+    positive = np.maximum(half, 0.0)
+    reliabilities: np.ndarray = 2.0 * positive / (1.0 + positive)
+    return reliabilities
 
 
 def _agreement(figures: np.ndarray, resampled: np.ndarray, confidence: float) -> Agreement:
     tail = 50.0 * (1.0 - confidence)
 
     def interval(which: int) -> Interval | None:
-        known = resampled[:, which][~np.isnan(resampled[:, which])]
+        known = resampled[which][~np.isnan(resampled[which])]
         # where many resamples have none of it, what the others say is no interval
-        if not np.isfinite(figures[which]) or len(known) < confidence * len(resampled):
+        if not np.isfinite(figures[which]) or len(known) < confidence * len(resampled[which]):
             return None
         low = np.percentile(known, tail, method="lower")  # no interpolation: an error may be infinite
         high = np.percentile(known, 100.0 - tail, method="higher")
         return Interval(float(figures[which]), float(low), float(high))
 
-    return Agreement(*(interval(which) for which in range(5)))
+    return Agreement(*(interval(which) for which in range(7)))
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """1 for the least, ties at the mean of their places."""
-    order = np.sort(values)
-    ranks: np.ndarray = (np.searchsorted(order, values, "left") + np.searchsorted(order, values, "right") + 1) / 2.0
+def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Ranks [R, n] of values [n] that count weights [R, n] times: 1 for the least, ties at the mean of their places."""
+    order = np.argsort(values, kind="stable")
+    inside = values[order]
+    before = np.concatenate([np.zeros((len(weights), 1)), weights[:, order].cumsum(1)], 1)
+    first, last = np.searchsorted(inside, values, "left"), np.searchsorted(inside, values, "right")
+    ranks: np.ndarray = (before[:, first] + before[:, last] + 1.0) / 2.0
     return ranks

@@ -26,7 +26,7 @@ from upslope.records import Batch, Rollout, collate
 LAMS = (0.0, 0.5, 0.8, 0.95, 1.0)
 N_STEP = 4
 NUM_HEADS = 5
-MOST_ACTIONS = 3_000
+MOST_ACTIONS = 2_000
 """That heads are fitted on: the time grows with their cube."""
 
 CRITIC, VALUE, VALUES = "critic", "fitted V", f"{NUM_HEADS} fitted V"

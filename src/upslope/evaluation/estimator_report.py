@@ -13,12 +13,15 @@ from upslope.evaluation.estimates import MIXED, ROWS
 from upslope.evaluation.intervals import Interval
 
 HELD_OUT, TRAINING = "held-out prompts", "training prompts"
-FIGURES: Mapping[str, str] = {
-    "error": "Error: E[(X - A)²] / E[A²]; 0 is perfect, 1 is what saying nothing gets",
-    "more_error": "Error more than that of the reference, on the same decisions: below 0 is better",
-    "rank_corrected": "Rank correlation with A, corrected for the branches' noise",
-    "sign": "Share of decisions of known sign on which the sign is right",
+FIGURES: Mapping[str, tuple[str, str]] = {
+    "error": ("error", "E[(X - A)²] / E[A²]: 0 is perfect, 1 is what saying nothing gets"),
+    "more_error": ("more than own", "error less that of the reference, on the same decisions: below 0 is better"),
+    "alignment": ("alignment", "cosine of X with A: 1 is perfect, 0 unrelated; scale does not matter"),
+    "slope": ("slope", "E[X A] / E[A²]: 1 leaves the policy gradient unbiased, less shrinks it"),
+    "rank_corrected": ("rank", "Spearman's correlation with A, corrected for the branches' noise"),
+    "sign": ("sign", "share of decisions of known sign on which the sign is right"),
 }
+"""Columns of the tables: what stands above them, and what they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +94,13 @@ class EstimatorReport:
     absent: Mapping[str, str]
     notes: tuple[str, ...]
 
+    @property
+    def judged(self) -> list[Place]:
+        """The places at which something can be said: held-out prompts first."""
+        return sorted((place for place in self.places if place.problem is None), key=lambda place: place.name != HELD_OUT)
+
     def __str__(self) -> str:
-        place = next((place for place in self.places if place.problem is None and place.name == HELD_OUT), None)
-        place = place or next(place for place in self.places if place.problem is None)
+        place = self.judged[0]
         known = [one for one in place.estimators if one.agreement.error is not None]
         if not known:
             return f"nothing can be said of the error on {place.name}"
@@ -105,19 +112,17 @@ class EstimatorReport:
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file; an interval is [estimate, low, high], and what is infinite None."""
         found: dict[str, Any] = _plain(self)
-        return found | {"sentence": str(self), "figures": dict(FIGURES), "costs": self.costs(), "where": self.where()}
+        said = {"sentence": str(self), "shown": self.judged[0].name, "figures": FIGURES}
+        return found | said | {"costs": self.costs(), "where": self.where()}
 
     def markdown(self) -> str:
-        """The sentence, a table of each figure, the costs, the places and the notes."""
-        judged = [place for place in self.places if place.problem is None]
+        """The sentence, a table of each place, the costs, the places and the notes."""
         parts = [f"# Advantage estimators: {self.model} on {self.task}", f"**{self}**"]
-        head = ("estimator", *(place.name for place in judged))
-        for figure, about in FIGURES.items():
-            rows = [
-                (one.name, *(_shown(getattr(place.estimators[index].agreement, figure)) for place in judged))
-                for index, one in enumerate(judged[0].estimators)
-            ]
-            parts += [f"## {about}", _table([head, *rows])]
+        parts += ["\n".join(f"- **{name}**: {about}" for name, about in FIGURES.values())]
+        head = ("estimator", *(name for name, _ in FIGURES.values()))
+        for place in self.judged:
+            rows = [(one.name, *(_shown(getattr(one.agreement, f)) for f in FIGURES)) for one in place.estimators]
+            parts += [f"## On {place.name}", _table([head, *rows])]
         parts += ["## What it costs", _table(self.costs()), "## Where", _table(self.where())]
         said = [*(f"{family}: absent, because {why}" for family, why in self.absent.items()), *self.notes]
         said += [f"{place.name}: {place.problem}" for place in self.places if place.problem]
@@ -126,8 +131,7 @@ class EstimatorReport:
     def costs(self) -> list[tuple[str, ...]]:
         """A table by family: what has to be sampled and fitted before, and what an estimate takes then."""
         rows = [("what it rests on", "tokens to fit on", "s to sample them", "s to fit", "s for 1,000 actions", "rows a prompt")]
-        judged = next(place for place in self.places if place.problem is None)
-        for family, one in {one.family: one for one in reversed(judged.estimators)}.items():
+        for family, one in {one.family: one for one in reversed(self.judged[0].estimators)}.items():
             before: tuple[str, ...] = ("–", "–", "–") if family == ROWS else ("in training", "–", "–")
             if one.head is not None:
                 fit = self.fit

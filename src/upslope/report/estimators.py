@@ -12,7 +12,7 @@ from upslope.report.html import asset, escaped, filled
 _COLOURS = (0, 1, 5, 9, 2, 6, 3)
 """Of the page's ten line colours, one for each family in their order."""
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _RIGHT, _TOP = 460, 240, 44, 30, 12, 12
-_LEAST, _MOST = 0.02, 50.0  # what an axis of errors shows at most; whatever lies beyond is drawn at its edge
+_LEAST, _MOST = 0.1, 50.0  # what an axis of errors shows at most; whatever lies beyond is drawn at its edge
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,27 +24,36 @@ class _Axis:
     nothing: float
 
 
+_CORRELATION = _Axis(lambda x: (x + 1) / 2, (-1.0, -0.5, 0.0, 0.5, 1.0), 0.0)
+
+
 def estimator_page(found: Mapping[str, Any]) -> str:
     """The page of an evaluation.estimator_report.EstimatorReport.as_dict()."""
     title = f"Advantage estimators: {found['model']} on {found['task']}"
     places = [place for place in found["places"] if place["problem"] is None]
     families = list(dict.fromkeys(one["family"] for place in places for one in place["estimators"]))
     colours = {family: f"var(--line-{_COLOURS[i % len(_COLOURS)]})" for i, family in enumerate(families)}
-    errors = _error_axis(places)
-    linear = _Axis(lambda x: (x + 1) / 2, (-1.0, 0.0, 1.0), 0.0)
-    share = _Axis(lambda x: x, (0.0, 0.5, 1.0), 0.5)
-    axes = {"error": errors, "more_error": _difference_axis(places), "rank_corrected": linear, "sign": share}
+    axes = {
+        "error": _error_axis(places),
+        "more_error": _difference_axis(places),
+        "alignment": _CORRELATION,
+        "slope": _Axis(lambda x: (x + 0.5) / 2, (-0.5, 0.0, 0.5, 1.0, 1.5), 1.0),
+        "rank_corrected": _CORRELATION,
+        "sign": _Axis(lambda x: x, (0.0, 0.5, 1.0), 0.5),
+    }
     body = [
         f"<p>{escaped(found['sentence'])}</p>",
         f'<p class="quiet">{escaped(_how(found))}</p>',
-        "<h2>Error by lambda <small>0 is perfect, 1 (dashed) is what saying nothing gets; bands are 95% intervals over "
-        "prompts</small></h2>",
         _legend(colours),
-        '<div class="charts">' + "".join(_lam_chart(place, colours, errors) for place in places) + "</div>",
         *(
-            f"<h2>{escaped(about)}</h2>{_judged(figure, places, axes[figure], colours, found['reference'])}"
-            for figure, about in found["figures"].items()
+            f"<h2>{escaped(found['figures'][figure][0].capitalize())} by lambda <small>"
+            f"{escaped(found['figures'][figure][1])}; bands are 95% intervals over prompts</small></h2>"
+            f'<div class="charts">{"".join(_lam_chart(place, figure, colours, axes[figure]) for place in places)}</div>'
+            for figure in ("error", "alignment")
         ),
+        "<h2>All figures</h2>",
+        f'<ul class="quiet">{"".join(f"<li><b>{n}</b>: {escaped(about)}</li>" for n, about in found["figures"].values())}</ul>',
+        *(_judged(place, found, axes, colours) for place in places),
         f"<h2>What it costs</h2>{_table(found['costs'])}",
         f"<h2>Where <small>E[A²] is what saying nothing gets wrong; noise is of the branches, and is subtracted</small>"
         f"</h2>{_table(found['where'])}",
@@ -87,8 +96,8 @@ def _bounds(places: Sequence[Mapping[str, Any]], figure: str) -> list[float]:
     return [bound for interval in intervals if interval for bound in interval if bound is not None]
 
 
-def _lam_chart(place: Mapping[str, Any], colours: Mapping[str, str], axis: _Axis) -> str:
-    """Errors of GAE by lam, a line a family with its band; of what has no lam, a level across."""
+def _lam_chart(place: Mapping[str, Any], figure: str, colours: Mapping[str, str], axis: _Axis) -> str:
+    """A figure of GAE by lam, a line a family with its band; of what has no lam, a level across."""
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
 
     def x(lam: float) -> float:
@@ -104,10 +113,11 @@ def _lam_chart(place: Mapping[str, Any], colours: Mapping[str, str], axis: _Axis
     ]
     parts += [f'<text x="{x(lam):.1f}" y="{bottom + 16}" text-anchor="middle">{lam:g}</text>' for lam in (0, 0.5, 1)]
     parts.append(f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 2}" text-anchor="middle">lambda</text>')
-    parts.append(f'<line class="nothing" x1="{_LEFT}" x2="{right}" y1="{y(1):.1f}" y2="{y(1):.1f}"/>')
+    nothing = f"{y(axis.nothing):.1f}"
+    parts.append(f'<line class="nothing" x1="{_LEFT}" x2="{right}" y1="{nothing}" y2="{nothing}"/>')
     for family, colour in colours.items():
-        known = [one for one in place["estimators"] if one["family"] == family and one["agreement"]["error"]]
-        curve = sorted((one["lam"], one["agreement"]["error"]) for one in known if one["lam"] is not None)
+        known = [one for one in place["estimators"] if one["family"] == family and one["agreement"][figure]]
+        curve = sorted((one["lam"], one["agreement"][figure]) for one in known if one["lam"] is not None)
         if curve:
             above = [f"{x(lam):.1f},{y(high):.1f}" for lam, (_, _, high) in curve]
             below = [f"{x(lam):.1f},{y(low):.1f}" for lam, (_, low, _) in reversed(curve)]
@@ -116,11 +126,11 @@ def _lam_chart(place: Mapping[str, Any], colours: Mapping[str, str], axis: _Axis
             parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
             parts += [_dot(x(lam), y(error[0]), colour, f"{family}, lambda {lam:g}", error) for lam, error in curve]
         for one in known if not curve else ():
-            level = y(one["agreement"]["error"][0])
+            level = y(one["agreement"][figure][0])
             parts.append(
                 f'<line x1="{_LEFT}" x2="{right}" y1="{level:.1f}" y2="{level:.1f}" stroke="{colour}" stroke-width="1.5"/>'
             )
-            parts.append(_dot(right, level, colour, one["name"], one["agreement"]["error"]))
+            parts.append(_dot(right, level, colour, one["name"], one["agreement"][figure]))
     svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'
     about = f"<small>{place['num_decisions']} decisions of {place['num_prompts']} prompts</small>"
     return f'<figure class="card chart"><h3>{escaped(place["name"])}{about}</h3>{svg}</figure>'
@@ -132,19 +142,21 @@ def _dot(x: float, y: float, colour: str, name: str, interval: Sequence[float | 
 
 
 def _judged(
-    figure: str, places: Sequence[Mapping[str, Any]], axis: _Axis, colours: Mapping[str, str], reference: str
+    place: Mapping[str, Any], found: Mapping[str, Any], axes: Mapping[str, _Axis], colours: Mapping[str, str]
 ) -> str:
-    """One figure of every estimator (a row) at every place (a column), each as a number and a whisker."""
-    head = "".join(f"<th>{escaped(place['name'])}</th>" for place in places)
+    """Every figure (a column) of every estimator (a row), each as a number and a whisker."""
+    figures = found["figures"]
+    head = "".join(f'<th title="{escaped(about)}">{escaped(name)}</th>' for name, about in figures.values())
     rows = []
-    for index, one in enumerate(places[0]["estimators"]):
-        cells = [place["estimators"][index]["agreement"][figure] for place in places]
-        drawn = "".join(f"<td>{_whisker(interval, axis, colours[one['family']])}</td>" for interval in cells)
-        own = ' class="own"' if one["name"] == reference else ""
-        key = f'<i class="swatch" style="background: {colours[one["family"]]}"></i>'
-        rows.append(f"<tr{own}><th>{key}{escaped(one['name'])}</th>{drawn}</tr>")
+    for one in place["estimators"]:
+        colour = colours[one["family"]]
+        cells = "".join(f"<td>{_whisker(one['agreement'][f], axes[f], colour)}</td>" for f in figures)
+        own = ' class="own"' if one["name"] == found["reference"] else ""
+        key = f'<i class="swatch" style="background: {colour}"></i>'
+        rows.append(f"<tr{own}><th>{key}{escaped(one['name'])}</th>{cells}</tr>")
     table = f'<table class="judged"><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    return f'<div class="card scroll">{table}</div>'
+    opened = " open" if place["name"] == found["shown"] else ""
+    return f'<details class="card scroll"{opened}><summary>on {escaped(place["name"])}</summary>{table}</details>'
 
 
 def _whisker(interval: Sequence[float | None] | None, axis: _Axis, colour: str) -> str:
