@@ -305,4 +305,6 @@ def test_branches_begin_as_their_row_and_go_on_as_the_policy(engine, kind, polic
     for row in open_:
         assert len({r.actions for r in branches if r.group == row}) > 1
     again = engine.branch(rollouts[5:], kept[5:], num_branches=2, sampling=setting, seed=2)
-    assert [r.actions[: kept[5 + r.group]] for r in again] == [rollouts[5 + r.group].actions[: kept[5 + r.group]] for r in again]
+    assert [r.actions[: kept[5 + r.group]] for r in again] == [
+        rollouts[5 + r.group].actions[: kept[5 + r.group]] for r in again
+    ]

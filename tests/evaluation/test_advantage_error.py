@@ -61,7 +61,7 @@ def test_a_perfect_estimator_has_error_0_and_saying_nothing_has_1():
 
 
 def test_the_rank_correlation_is_corrected_for_noise():
-    """With four branches a perfect estimator seems to order at .8 only; corrected it is near 1, as others are near theirs."""
+    """With four branches a perfect estimator seems to order at .8 only; corrected it is near 1, others near theirs."""
     problem = Problem(n=4000, prompts=400)
     (truth,) = problem.branched(4)
     noisy, _, perfect = agreements(problem.estimates, truth, reference=1, num_resamples=50)
@@ -87,7 +87,7 @@ def test_rank_correlation_is_spearmans():
 
 
 def test_intervals_cover_the_true_error():
-    """120 experiments of 30 prompts with two decisions each that hang together; the true error is that of all prompts."""
+    """120 experiments of 30 prompts with two decisions each that hang together; the true error is .125."""
     covered, total = 0, 120
     for seed in range(total):
         generator = np.random.default_rng(seed)
@@ -99,7 +99,9 @@ def test_intervals_cover_the_true_error():
         truth = Truth(halves.mean(0), noise, halves, clusters)
         (found,) = agreements(estimate[None], truth, reference=0, num_resamples=100, seed=seed)
         covered += found.error.low <= 0.25 * 0.09 / 0.18 <= found.error.high
-    assert 0.86 <= covered / total <= 0.99  # percentile intervals of a ratio over 30 clusters fall a little short of .95
+    assert (
+        0.86 <= covered / total <= 0.99
+    )  # percentile intervals of a ratio over 30 clusters fall a little short of .95
 
 
 def test_the_error_of_gae_with_the_exact_values_by_enumeration():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -84,7 +83,11 @@ def oracle(arm, prompts, setting):
     vocabulary, found = len(arm.policy.tokenizer), {}
     for prompt in prompts:
         plain = language_model_logits(arm.policy.model, prompt.tokens, range(vocabulary))
-        tree = enumerate_sequences(lambda p, plain=plain: warp(plain(p).detach(), setting).double(), horizon=STEPS, end=20)  # fmt: skip
+
+        def logits(prefixes, plain=plain):
+            return warp(plain(prefixes).detach(), setting).double()
+
+        tree = enumerate_sequences(logits, horizon=STEPS, end=20)
         text = arm.policy.tokenizer.decode
         rewards = score_rewards(
             tree, lambda s, text=text: vowels(text([t for t in s if t != 20], skip_special_tokens=True))
@@ -147,13 +150,14 @@ def test_the_error_of_gae_with_exact_values_is_that_of_enumeration(decisions, or
 def test_returns_less_any_baseline_of_the_state_have_slope_1(decisions, oracle):
     """E[(G - b(s)) A] = E[A^2] for b = V and for no baseline at all: the policy gradient is unbiased by either."""
     true, _ = truths(decisions, oracle)
-    returns = np.array([discounted(decisions.rollouts[r].rewards, t, GAMMA) for r, t in zip(decisions.row, decisions.step, strict=True)])  # fmt: skip
-    values = np.array([
-        float(oracle[decisions.rollouts[r].prompt.id, decisions.rollouts[r].actions[:t]][1])
-        for r, t in zip(decisions.row, decisions.step, strict=True)
-    ])  # fmt: skip
-    for baseline in (values, 0.0):
-        excess = (returns - baseline) * decisions.truth.advantages - (decisions.truth.advantages**2 - decisions.truth.noise)
+    returns, values = [], []
+    for row, step in zip(decisions.row, decisions.step, strict=True):
+        rollout = decisions.rollouts[row]
+        returns.append(discounted(rollout.rewards, step, GAMMA))
+        values.append(float(oracle[rollout.prompt.id, rollout.actions[:step]][1]))
+    returns, advantages, noise = np.array(returns), decisions.truth.advantages, decisions.truth.noise
+    for baseline in (np.array(values), 0.0):
+        excess = (returns - baseline) * advantages - (advantages**2 - noise)
         assert abs(excess.mean()) < 4 * excess.std() / math.sqrt(len(excess))
     assert np.mean(returns * true) > 0.005
 
@@ -182,12 +186,6 @@ def test_rewards_that_are_constant_or_fail(arm, prompts, setting):
         decide(arm, scored, prompts, clusters, **how)
 
 
-def test_decisions_are_spread_over_the_row(decisions):
-    lengths = Counter(len(rollout.actions) for rollout in decisions.rollouts)
-    assert max(lengths) == STEPS
-    assert all(step < len(decisions.rollouts[row].actions) for row, step in zip(decisions.row, decisions.step, strict=True))  # fmt: skip
-
-
 def test_discounted_by_hand():
     assert discounted((1.0, 2.0, 4.0), 1, 0.5) == 4.0
 
@@ -206,9 +204,8 @@ def test_of_one_label_a_row_the_advantage_is_exact(make_policy, sampling):
     labelling = ArmOf(policy, SinglePassEngine())
     texts = [policy.encode(Prompt(id=i, content=f"text {i}")) for i in range(5)]
     with scorer(value) as scored:
-        found = decide(
-            labelling, scored, texts, {i: i for i in range(5)}, rows=3, branches=4, sampling=sampling(0.7), gamma=1.0, seed=1
-        )  # fmt: skip
+        how = {"rows": 3, "branches": 4, "sampling": sampling(0.7), "gamma": 1.0, "seed": 1}
+        found = decide(labelling, scored, texts, {i: i for i in range(5)}, **how)
     assert not found.truth.noise.any()
     assert found.branch_tokens == 0
     for rollout, advantage in zip(found.rollouts, found.truth.advantages, strict=True):

@@ -40,32 +40,42 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of words.")] = False,
     save: Annotated[
         Path | None,
-        typer.Option(help="Where to write it all; RUN/evaluation.json for a run, or RUN/estimators.html, .md and .json."),
+        typer.Option(
+            help="Where to write it all; RUN/evaluation.json for a run, or RUN/estimators.html, .md and .json."
+        ),
     ] = None,
     estimators: Annotated[
         bool, typer.Option("--estimators", help="Judge advantage estimators instead: a page, Markdown and JSON.")
     ] = False,
-    branches: Annotated[int, typer.Option(help="With --estimators: new ends of a row, after a decision and before.")] = 16,
+    branches: Annotated[
+        int | None, typer.Option(help="With --estimators: new ends of a row, after a decision and before; 16.")
+    ] = None,
     other_task: Annotated[str | None, typer.Option(help="With --estimators: a second task to try them on.")] = None,
     shifted: Annotated[
-        str | None, typer.Option(help="With --estimators: a model whose rows to try them on; else a higher temperature.")
+        str | None,
+        typer.Option(help="With --estimators: a model whose rows to try them on; else a higher temperature."),
     ] = None,
 ) -> None:
     """Measure a model's metric on a task's held-out prompts, with a 95% interval; of labels, each one's F1 as well.
 
     With --estimators: how near estimates of the advantage (GAE, Monte Carlo, advantage heads, ...) are to the truth.
     """
+    from upslope.errors import RecipeError
     from upslope.evaluation.evaluate import evaluate as measure
     from upslope.recipe import parse_override
     from upslope.report.run import write_text
 
     task_options = dict(parse_override(text) for text in options or [])
+    asked = {"branches": branches, "other": other_task, "shifted": shifted}
     if estimators:
-        prompts = {} if num_prompts is None else {"num_prompts": num_prompts}
-        chosen = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, **prompts}
-        tried = {"branches": branches, "other": other_task, "shifted": shifted}
-        _judge(model, task, save, as_json=as_json, options=task_options, **tried, **chosen)
+        if beams is not None or detect is not None:
+            raise RecipeError("--beams and --detect are about a metric; leave them out beside --estimators")
+        sampled = {"num_prompts": num_prompts, "max_new_tokens": max_new_tokens, "temperature": temperature}
+        given = {name: value for name, value in {**asked, **sampled}.items() if value is not None}
+        _judge(model, task, save, as_json=as_json, options=task_options, seed=seed, **given)
         return
+    if any(value is not None for value in asked.values()):
+        raise RecipeError("--branches, --other-task and --shifted go with --estimators")
     result = measure(
         model,
         task,

@@ -51,8 +51,8 @@ class BranchingEngine(Engine, Protocol):
     ) -> list[Rollout]:
         """num_branches rollouts of every rollout, in order, that begin with its first kept[i] actions and go on anew.
 
-        Each is a sample of the policy given these actions: it ends where the row would, max_new_tokens counting from the
-        row's own beginning. Where all of a row's actions are kept there is nothing to decide, and all are the row
+        Each is a sample of the policy given these actions: it ends where the row would, max_new_tokens counting from
+        the row's own beginning. Where all of a row's actions are kept there is nothing to decide, and all are the row
         itself. group is the rollout's index in the list.
         """
         ...

@@ -38,7 +38,7 @@ class DirectHead:
 
 @dataclass(frozen=True, slots=True)
 class Ridge:
-    """What the weights of V and of A cost, w'w and |W|^2 each: in units of observations. advantage = inf leaves A out."""
+    """What the weights of V and of A cost, w'w and |W|^2: in units of observations. advantage = inf leaves A out."""
 
     value: float
     advantage: float
@@ -66,8 +66,8 @@ def direct_advantage(
     + ridge.value |w|^2 + ridge.advantage |W|^2, sums over u within a row.
 
     states h [M, H]; actions e [M, E] as `centred_vectors` gives them; returns G [M], discounted by gamma; num_actions
-    [B]; weights [M] > 0, 1 where not given; mean is G's. Where the outcome of an action is certain, as in text, the true
-    advantages and values leave no residual at all: G = V + the discounted sum of A, on every row. Without A
+    [B]; weights [M] > 0, 1 where not given; mean is G's. Where the outcome of an action is certain, as in text, the
+    true advantages and values leave no residual at all: G = V + the discounted sum of A, on every row. Without A
     (ridge.advantage = inf) it is the regression of returns that a value head learns. Solved in the M dual coefficients,
     M^3 / 3 operations.
     Raises: RecordError when shapes disagree or a return is not finite.
@@ -110,7 +110,13 @@ class _Regression:
     """Gram matrices [M, M] of both parts of the prediction, and what is regressed on them."""
 
     def __init__(
-        self, states: Tensor, actions: Tensor, returns: Tensor, num_actions: Tensor, gamma: float, weights: Tensor | None
+        self,
+        states: Tensor,
+        actions: Tensor,
+        returns: Tensor,
+        num_actions: Tensor,
+        gamma: float,
+        weights: Tensor | None,
     ) -> None:
         check_packed(num_actions, actions={"returns": returns}, rows={})
         if not len(states) == len(actions) == len(returns):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from upslope.errors import DataError
-from upslope.evaluation.clustered import clustered_mean
+from upslope.evaluation.clustered import cluster_sums, clustered_mean
 from upslope.evaluation.intervals import Interval
 
 _RESAMPLES = 1_000
@@ -66,9 +66,9 @@ class Agreement:
     more_error: error less that of the estimator that all are compared with, on the same decisions. alignment:
     E[X A] / sqrt(E[X^2] E[A^2]), the cosine of X with the truth: noise that is averaged away lowers it, scale does not.
     slope: E[X A] / E[A^2], 1 of whatever leaves the policy gradient unbiased, an offset b(s) included, and less of what
-    shrinks it. rank: Spearman's correlation with A_hat; rank_corrected: divided by the highest that a perfect estimator could reach
-    on such branches. Correlations are cut at -1 and 1. sign: the share of decisions of known sign on which X has it, 0
-    counting a half. None where it cannot be said: no spread that is told from 0, no order, no sure sign.
+    shrinks it. rank: Spearman's correlation with A_hat; rank_corrected: divided by the highest that a perfect estimator
+    could reach on such branches. Correlations are cut at -1 and 1. sign: the share of decisions of known sign on which
+    X has it, 0 counting a half. None where it cannot be said: no spread that is told from 0, no order, no sure sign.
     """
 
     error: Interval | None
@@ -95,6 +95,17 @@ def spread_is_known(truth: Truth, *, confidence: float = 0.95) -> bool:
     return bool(low > 0)
 
 
+def effective_clusters(truth: Truth) -> float:
+    """How many equal clusters would share E[A^2] as unevenly: where a few hold most of it, intervals are rough.
+
+    (sum q)^2 / sum q^2 over clusters, with q the sum of A_hat^2 - var_hat, 0 where that is negative; 0 where all are.
+    Source: Kish 1965, "Survey Sampling", section 11.7.
+    """
+    sums, _ = cluster_sums(truth.advantages**2 - truth.noise, truth.clusters)
+    held = np.maximum(sums, 0.0)
+    return float(held.sum() ** 2 / (held**2).sum()) if held.any() else 0.0
+
+
 def reliability(truth: Truth) -> float:
     """The rank correlation of A_hat with a second A_hat of equally many branches, from that of its halves.
 
@@ -102,7 +113,7 @@ def reliability(truth: Truth) -> float:
     for ranks. NaN where a half does not vary.
     Source: Spearman 1904 (attenuation); Spearman 1910, Brown 1910 (halves).
     """
-    return float(_whole(rank_correlations(truth.halves[:1], truth.halves[1]))[0])
+    return float(_whole(rank_correlations(truth.halves[:1], truth.halves[1])).item())
 
 
 def rank_correlations(rows: np.ndarray, other: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -115,7 +126,8 @@ def rank_correlations(rows: np.ndarray, other: np.ndarray, weights: np.ndarray |
 
     def centred(values: np.ndarray) -> np.ndarray:
         ranks = _ranks(values, times)
-        return ranks - ((ranks * times).sum(1) / total)[:, None]
+        ranks -= ((ranks * times).sum(1) / total)[:, None]
+        return ranks
 
     second = centred(other)
     correlations = np.empty((len(times), len(rows)))

@@ -27,14 +27,12 @@ _CONTROL_ACTIONS = 256
 class Arm:
     """A model that answers prompts, and what that took: tokens (actions), and seconds, noise_s of them in drawing.
 
-    model: a run, a model folder, a hub id or an embedded name; kind is that of a model that is no run. critic: of a run,
-    the kind of critic to load with it.
+    model: a run, a model folder, a hub id or an embedded name; kind is that of a model that is no run. critic: the kind
+    of critic to load with it, where it is a run.
     Raises: ModelError where it cannot be loaded.
     """
 
-    def __init__(
-        self, model: Model, *, kind: str, labels: Sequence[str], critic: str | None = None, seed: int
-    ) -> None:
+    def __init__(self, model: Model, *, kind: str, labels: Sequence[str], critic: str | None = None, seed: int) -> None:
         source, self.recipe = source_and_recipe(model)
         self.name = name_of(model)
         settings = self.recipe or Recipe.resolve({"model": {"kind": kind}})
@@ -51,8 +49,8 @@ class Arm:
         started = time.perf_counter()
         with stopwatch() as spans:
             encoded = [self.policy.encode(prompt) for prompt in prompts]
-            how = {"sampling": sampling, "seed": self.seed if seed is None else seed}
-            rollouts = self._engine.sample(encoded, group_size=samples, **how)
+            drawn_by = self.seed if seed is None else seed
+            rollouts = self._engine.sample(encoded, group_size=samples, sampling=sampling, seed=drawn_by)
         self.seconds += time.perf_counter() - started
         self.noise_s += spans.get("sample", 0.0)
         self.tokens += sum(len(rollout.actions) for rollout in rollouts)
@@ -63,8 +61,7 @@ class Arm:
     ) -> list[Rollout]:
         """So many new ends of every rollout after its first kept[i] actions, in order; see engines.engine."""
         started = time.perf_counter()
-        how = {"sampling": sampling, "seed": seed}
-        branches = self._engine.branch(rollouts, kept, num_branches=num_branches, **how)
+        branches = self._engine.branch(rollouts, kept, num_branches=num_branches, sampling=sampling, seed=seed)
         self.seconds += time.perf_counter() - started
         self.tokens += sum(len(branch.actions) - kept[branch.group] for branch in branches)
         return branches

@@ -23,9 +23,9 @@ _BRANCH_SEED = 1 << 40  # added to a place's seed: branches share no random numb
 class Decisions:
     """One decision, chosen at random, of each sampled row, with its true advantage as far as branches tell.
 
-    rollouts: the rows, scored. row, step [n]: decision i is action step[i] of rollouts[row[i]]; truth [n]. left_out counts
-    rows and decisions that could not be scored, by reason. Tokens are actions that were sampled: for the rows, and for
-    the branches, whose seconds count scoring as well.
+    rollouts: the rows, scored. row, step [n]: decision i is action step[i] of rollouts[row[i]]; truth [n]. left_out
+    counts rows and decisions that could not be scored, by reason. Tokens are actions that were sampled: for the rows,
+    and for the branches, whose seconds count scoring as well.
     """
 
     rollouts: tuple[Rollout, ...]
@@ -55,7 +55,7 @@ def decide(
     gamma: float,
     seed: int,
 ) -> Decisions:
-    """So many rows of every prompt, a decision of each, and its advantage by `branches` new ends after it and before it.
+    """So many rows of every prompt, a decision of each, and its advantage by `branches` ends after it and before it.
 
     Where a row is one label, the advantage is exact, from the rewards of all labels. clusters: prompt id -> cluster.
     Raises: DataError where no decision can be scored; ModelError.
@@ -77,8 +77,9 @@ def decide(
         complete = np.isfinite(found)
         truth = Truth.exact(found[complete], known[complete])
     else:
-        how = {"branches": branches, "sampling": sampling, "seed": seed + _BRANCH_SEED}
-        after, state = _returns(arm, scorer, kept, step, gamma, **how)
+        after, state = _returns(
+            arm, scorer, kept, step, gamma, branches=branches, sampling=sampling, seed=seed + _BRANCH_SEED
+        )
         complete = np.isfinite(after).all(1) & np.isfinite(state).all(1)
         truth = Truth.of_branches(after[complete], state[complete], named[complete])
     if not complete.any():

@@ -31,7 +31,7 @@ MOST_ACTIONS = 2_000
 
 CRITIC, VALUE, VALUES = "critic", "fitted V", f"{NUM_HEADS} fitted V"
 ADVANTAGE, ADVANTAGES = "advantage head", f"{NUM_HEADS} advantage heads"
-ROWS, MIXED = "rows alone", "mean of several"
+ROWS, MIXED = "others' mean", "mean of several"
 
 _MIXED_LAM = 0.95
 _PIECE_TOKENS = 4096
@@ -45,8 +45,9 @@ Data = tuple[Tensor, Tensor, Tensor, Tensor]  # features [M, H], actions [M, E],
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """What estimators see of scored rows, in float64 on the CPU: states [M, H] that decide, actions [M, E] centred under
-    the policy that sampled, and of the critic, where there is one, values [M] and bootstrap [B]. seconds by part."""
+    """What estimators see of scored rows, in float64 on the CPU: states [M, H] that decide, actions [M, E] centred
+    under the policy that sampled, and of the critic, where there is one, values [M] and bootstrap [B]; seconds by
+    part."""
 
     batch: Batch
     states: Tensor
@@ -122,15 +123,16 @@ def read(
     states, states_s = _timed(lambda: _by_action(own, pieces, policy.states))
     vectors = _normalised(policy.action_vectors().float())
     actions, actions_s = _timed(lambda: _centred(sampler, batch.to(sampler.device), vectors, sampling))
-    values = bootstrap = None
     seconds = {"states": states_s, "actions": actions_s}
+    values = bootstrap = None
     if critic:
-        (values, bootstrap), seconds["values"] = _timed(lambda: _values(policy, own, pieces, sampling))
+        found, seconds["values"] = _timed(lambda: _values(policy, own, pieces, sampling))
+        values, bootstrap = found
     return Readings(batch, states.double().cpu(), actions.double().cpu(), values, bootstrap, seconds)
 
 
 def fit(readings: Readings, *, gamma: float, seed: int) -> Heads:
-    """Heads on these rows' returns: each ridge chosen on prompts left out, ensembles on prompts drawn with replacement."""
+    """Heads on these rows' returns: ridges chosen on prompts left out, ensembles on prompts drawn with replacement."""
     mean, scale = readings.states.mean(0), readings.states.std(0).clamp_min(1e-6)
     group, count = readings.batch.group, readings.batch.num_actions
     data = (features(readings.states, mean, scale), readings.actions, readings.returns(gamma), count)

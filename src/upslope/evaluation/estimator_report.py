@@ -23,10 +23,13 @@ FIGURES: Mapping[str, tuple[str, str]] = {
 }
 """Columns of the tables: what stands above them, and what they are."""
 
+_FEW = 10  # effective prompts below which intervals are rough
+_CUT = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One estimator at one place. family, head, lam: see estimates.Estimate. seconds: of applying it to 1,000 actions."""
+    """One estimator at one place. family, head, lam: see estimates.Estimate. seconds: of 1,000 actions' estimates."""
 
     name: str
     family: str
@@ -40,9 +43,9 @@ class Judged:
 class Place:
     """Where estimators were judged: prompts, and who answered them.
 
-    spread: E[A^2]; noise: the mean variance of the branches' estimates of A, beside it; reliability: see
-    advantage_error; sure: the share of decisions of known sign; cut: the share of rows cut at max_new_tokens. Tokens
-    are sampled actions, of rows and of branches. problem: why nothing can be said here, if so.
+    spread: E[A^2]; noise: the mean variance of the branches' estimates of A, beside it; effective_prompts, reliability:
+    see advantage_error; sure: the share of decisions of known sign; cut: the share of rows cut at max_new_tokens.
+    Tokens are sampled actions, of rows and of branches. problem: why nothing can be said here, if so.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Place:
     num_decisions: int
     spread: float
     noise: float
+    effective_prompts: float
     reliability: float
     sure: float
     cut: float
@@ -59,6 +63,24 @@ class Place:
     branch_s: float
     estimators: tuple[Judged, ...]
     problem: str | None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of its figures has to know."""
+        found = [f"{count} left out: {reason}" for reason, count in self.left_out.items()]
+        if self.problem is None and not any(one.agreement.error for one in self.estimators):
+            found.append(
+                "E[A²] is not told from 0 beside the branches' noise, so nothing can be divided by it; take more "
+                "prompts or branches"
+            )
+        elif self.problem is None and self.effective_prompts < _FEW:
+            found.append(
+                f"{self.effective_prompts:.1f} prompts' worth of {self.num_prompts} hold E[A²], so the intervals of "
+                "what is divided by it are rough"
+            )
+        if self.cut > _CUT:
+            found.append(f"{self.cut:.0%} of rows were cut; the truth is what they earned until then")
+        return [f"{self.name}: {note}" for note in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +119,9 @@ class EstimatorReport:
     @property
     def judged(self) -> list[Place]:
         """The places at which something can be said: held-out prompts first."""
-        return sorted((place for place in self.places if place.problem is None), key=lambda place: place.name != HELD_OUT)
+        return sorted(
+            (place for place in self.places if place.problem is None), key=lambda place: place.name != HELD_OUT
+        )
 
     def __str__(self) -> str:
         place = self.judged[0]
@@ -130,7 +154,8 @@ class EstimatorReport:
 
     def costs(self) -> list[tuple[str, ...]]:
         """A table by family: what has to be sampled and fitted before, and what an estimate takes then."""
-        rows = [("what it rests on", "tokens to fit on", "s to sample them", "s to fit", "s for 1,000 actions", "rows a prompt")]
+        head = ("what it rests on", "tokens to fit on", "s to sample them", "s to fit", "s for 1,000 actions")
+        rows: list[tuple[str, ...]] = [(*head, "rows a prompt")]
         for family, one in {one.family: one for one in reversed(self.judged[0].estimators)}.items():
             before: tuple[str, ...] = ("–", "–", "–") if family == ROWS else ("in training", "–", "–")
             if one.head is not None:
@@ -142,12 +167,13 @@ class EstimatorReport:
 
     def where(self) -> list[tuple[str, ...]]:
         """A table of the places: how many, how noisy, and what the truth took."""
-        head = ("place", "prompts", "decisions", "E[A²]", "noise of A", "reliability", "sign known", "cut")
-        rows = [(*head, "tokens of rows", "tokens of branches", "s of branches")]
+        head = ("place", "prompts", "effective", "decisions", "E[A²]", "noise of A", "reliability", "sign known", "cut")
+        rows: list[tuple[str, ...]] = [(*head, "tokens of rows", "tokens of branches", "s of branches")]
         for place in self.places:
             said = (f"{place.spread:.4f}", f"{place.noise:.4f}", f"{place.reliability:.2f}", f"{place.sure:.0%}")
             taken = (f"{place.row_tokens:,}", f"{place.branch_tokens:,}", f"{place.branch_s:.1f}")
-            rows.append((place.name, str(place.num_prompts), str(place.num_decisions), *said, f"{place.cut:.0%}", *taken))
+            counts = (f"{place.num_prompts}", f"{place.effective_prompts:.1f}", f"{place.num_decisions}")
+            rows.append((place.name, *counts, *said, f"{place.cut:.0%}", *taken))
         return rows
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from upslope.errors import DataError, RecipeError
 from upslope.estimators import row_starts
-from upslope.evaluation.advantage_error import Truth, agreements, reliability
+from upslope.evaluation.advantage_error import Truth, agreements, effective_clusters, reliability
 from upslope.evaluation.arms import Arm, Model, clusters_of, name_of, same_actions, shuffled
 from upslope.evaluation.branching import Decisions, decide
 from upslope.evaluation.estimates import CRITIC, LAMS, MOST_ACTIONS, Estimate, Heads, estimate, fit, read
@@ -29,7 +29,6 @@ from upslope.tasks.prompts import usable
 
 _FITTED_ON = 4  # times as many prompts as a place has
 _SHIFT = 1.5  # times the temperature, of the shifted policy where no model is given
-_FEW = 20  # prompts below which an interval is rough
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +50,23 @@ class _Judge:
         """The estimators on rows that sampler writes to these prompts."""
         settings, gamma = self.recipe.reward, self.recipe.algorithm.gamma
         with Scorer(task.terms, timeout_s=settings.timeout_s, isolation=settings.isolation) as scorer:
-            how = {"rows": self.rows, "branches": self.branches, "sampling": sampling, "gamma": gamma, "seed": seed}
-            decisions = decide(sampler, scorer, prompts, clusters_of(prompts, None), **how)
-        problem, judged = _problem(decisions.truth), ()
+            decisions = decide(
+                sampler,
+                scorer,
+                prompts,
+                clusters_of(prompts, None),
+                rows=self.rows,
+                branches=self.branches,
+                sampling=sampling,
+                gamma=gamma,
+                seed=seed,
+            )
+        problem = _problem(decisions.truth)
+        judged: tuple[Judged, ...] = ()
         if problem is None:
-            policy, rollouts = self.arm.policy, decisions.rollouts
-            readings = read(policy, sampler.policy, rollouts, sampling=sampling, critic=self.critic)
-            found = estimate(readings, self.heads, gamma=gamma, lams=_lams(self.recipe))
+            rollouts = decisions.rollouts
+            readings = read(self.arm.policy, sampler.policy, rollouts, sampling=sampling, critic=self.critic)
+            found = estimate(readings, self.heads, gamma=gamma, lams=sorted({*LAMS, self.recipe.algorithm.lam}))
             judged = _judged(found, decisions, readings.batch.num_actions, self.reference, self.seed)
         return _placed(name, len(prompts), decisions, judged, problem)
 
@@ -79,12 +88,12 @@ def judge_estimators(
     """How far advantage estimators are from the true advantages of a model's policy, and what each costs.
 
     model, task, options: as in evaluate.evaluate. Sampled at the run's temperature unless another is given, num_prompts
-    prompts a place, `rows` rows each; of every row one decision, whose true advantage is measured by `branches` new ends
-    after its action and as many before it. Heads are fitted on four times as many training prompts. other: a task to
-    try them on besides; shifted: a model whose rows they are tried on, by default the same one at 1.5 times the
+    prompts a place, `rows` rows each; of every row one decision, whose true advantage is measured by `branches` new
+    ends after its action and as many before it. Heads are fitted on four times as many training prompts. other: a task
+    to try them on besides; shifted: a model whose rows they are tried on, by default the same one at 1.5 times the
     temperature.
-    Raises: RecipeError for settings that leave nothing to estimate; DataError where every advantage is 0 at every place,
-    or a place has fewer than two prompts; ModelError.
+    Raises: RecipeError for settings that leave nothing to estimate; DataError where every advantage is 0 at every
+    place, or there are fewer than two prompts to fit on; ModelError.
     """
     _check(rows, branches, temperature)
     source, recipe = source_and_recipe(model)
@@ -92,25 +101,11 @@ def judge_estimators(
     critic, reason = _critic_of(Path(source), recipe)
     settings = recipe or Recipe.resolve({})
     arm = Arm(model, kind=settings.model.kind, labels=task.labels, critic=critic, seed=seed)
-    sampling = sampling_of(settings)
-    sampling = dataclasses.replace(
-        sampling,
-        temperature=sampling.temperature if temperature is None else temperature,
-        max_new_tokens=max_new_tokens or sampling.max_new_tokens,
-    )
+    sampling = _sampling(settings, temperature, max_new_tokens)
     seen = _some(arm, task, task.prompts, _FITTED_ON * num_prompts, seed)
     heads, fitted = _fit(arm, task, seen, settings, rows=rows, sampling=sampling, seed=seed)
     judge = _Judge(arm, settings, critic is not None, heads, _reference(settings, critic), rows, branches, seed)
-    places = [judge.place(TRAINING, task, seen[:num_prompts], arm, sampling=sampling, seed=seed + 1)]
-    held_out = _some(arm, task, task.eval_prompts, num_prompts, seed)
-    if held_out:
-        places.append(judge.place(HELD_OUT, task, held_out, arm, sampling=sampling, seed=seed + 2))
-    if other is not None:
-        another = task_to_evaluate(None, other, {})
-        prompts = _some(arm, another, another.eval_prompts or another.prompts, num_prompts, seed)
-        places.append(judge.place(f"task {another.name}", another, prompts, arm, sampling=sampling, seed=seed + 3))
-    name, sampler, moved = _shifted(arm, shifted, settings, task, sampling, seed)
-    places.append(judge.place(name, task, held_out or seen[:num_prompts], sampler, sampling=moved, seed=seed + 4))
+    places = _places(judge, task, other, shifted, seen[:num_prompts], sampling)
     if all(place.problem for place in places):
         raise DataError(f"no estimator can be judged: on {places[0].name}, {places[0].problem}")
     return EstimatorReport(
@@ -124,7 +119,40 @@ def judge_estimators(
         fitted,
         tuple(places),
         {} if critic else {CRITIC: reason},
-        _notes(settings, places, has_held_out=bool(held_out)),
+        _notes(settings, places),
+    )
+
+
+def _places(
+    judge: _Judge,
+    task: Task,
+    other: Task | str | None,
+    shifted: Model | None,
+    seen: Sequence[Prompt],
+    sampling: Sampling,
+) -> list[Place]:
+    """Training prompts, held-out ones where there are any, another task where one is named, a shifted policy."""
+    arm, count, seed = judge.arm, len(seen), judge.seed
+    places = [judge.place(TRAINING, task, seen, arm, sampling=sampling, seed=seed + 1)]
+    held_out = _some(arm, task, task.eval_prompts, count, seed)
+    if held_out:
+        places.append(judge.place(HELD_OUT, task, held_out, arm, sampling=sampling, seed=seed + 2))
+    if other is not None:
+        another = task_to_evaluate(None, other, {})
+        prompts = _some(arm, another, another.eval_prompts or another.prompts, count, seed)
+        places.append(judge.place(f"task {another.name}", another, prompts, arm, sampling=sampling, seed=seed + 3))
+    name, sampler, moved = _shifted(arm, shifted, judge.recipe, task, sampling, seed)
+    places.append(judge.place(name, task, held_out or seen, sampler, sampling=moved, seed=seed + 4))
+    return places
+
+
+def _sampling(recipe: Recipe, temperature: float | None, max_new_tokens: int | None) -> Sampling:
+    """The recipe's own distribution, but for what is given."""
+    own = sampling_of(recipe)
+    return dataclasses.replace(
+        own,
+        temperature=own.temperature if temperature is None else temperature,
+        max_new_tokens=max_new_tokens or own.max_new_tokens,
     )
 
 
@@ -155,10 +183,6 @@ def _reference(recipe: Recipe, critic: str | None) -> str:
         return "return - others' mean"
     named = {0.0: "TD residual", 1.0: "Monte Carlo - V"}.get(settings.lam, f"GAE({settings.lam:g})")
     return f"{named}, {CRITIC}"
-
-
-def _lams(recipe: Recipe) -> list[float]:
-    return sorted({*LAMS, recipe.algorithm.lam})
 
 
 def _some(arm: Arm, task: Task, prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
@@ -237,6 +261,7 @@ def _placed(
         len(truth.advantages),
         truth.spread,
         float(truth.noise.mean()),
+        effective_clusters(truth),
         reliability(truth),
         float(truth.sure.mean()),
         decisions.cut,
@@ -249,24 +274,13 @@ def _placed(
     )
 
 
-def _notes(recipe: Recipe, places: Sequence[Place], *, has_held_out: bool) -> tuple[str, ...]:
+def _notes(recipe: Recipe, places: Sequence[Place]) -> tuple[str, ...]:
     found = []
-    if not has_held_out:
+    if HELD_OUT not in [place.name for place in places]:
         found.append("the task has no held-out prompts, so generalisation to them is not judged")
     if recipe.algorithm.kl == "reward" and recipe.algorithm.kl_coef:
         found.append(
             "the true advantages are of the task's reward; the run charged the KL to the reference besides, which its "
             "critic has learned to expect"
         )
-    for place in places:
-        if place.problem is None and not any(one.agreement.error for one in place.estimators):
-            found.append(
-                f"{place.name}: E[A²] is not told from 0 beside the branches' noise, so errors cannot be divided by it; "
-                "take more prompts or branches"
-            )
-        if place.num_prompts < _FEW:
-            found.append(f"{place.name}: intervals over {place.num_prompts} prompts are rough")
-        if place.cut > 0.05:
-            found.append(f"{place.name}: {place.cut:.0%} of rows were cut; the truth counts what they earned until then")
-        found += [f"{place.name}: {count} left out: {reason}" for reason, count in place.left_out.items()]
-    return tuple(found)
+    return (*found, *(note for place in places for note in place.notes))

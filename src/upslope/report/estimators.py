@@ -52,7 +52,7 @@ def estimator_page(found: Mapping[str, Any]) -> str:
             for figure in ("error", "alignment")
         ),
         "<h2>All figures</h2>",
-        f'<ul class="quiet">{"".join(f"<li><b>{n}</b>: {escaped(about)}</li>" for n, about in found["figures"].values())}</ul>',
+        _list((f"<b>{name}</b>: {escaped(about)}" for name, about in found["figures"].values())),
         *(_judged(place, found, axes, colours) for place in places),
         f"<h2>What it costs</h2>{_table(found['costs'])}",
         f"<h2>Where <small>E[A²] is what saying nothing gets wrong; noise is of the branches, and is subtracted</small>"
@@ -66,9 +66,9 @@ def estimator_page(found: Mapping[str, Any]) -> str:
 def _how(found: Mapping[str, Any]) -> str:
     fit = found["fit"]
     return (
-        f"Sampled at temperature {found['temperature']:g}, gamma {found['gamma']:g}; {found['rows']} rows of each prompt, "
-        f"one decision of each row, {found['branches']} branches after its action and as many before it. Heads fitted on "
-        f"{fit['num_actions']} actions of {fit['num_prompts']} training prompts. Compared with: {found['reference']}."
+        f"Sampled at temperature {found['temperature']:g}, gamma {found['gamma']:g}; {found['rows']} rows a prompt, "
+        f"one decision of each row, {found['branches']} branches after its action and as many before it. Heads fitted "
+        f"on {fit['num_actions']} actions of {fit['num_prompts']} prompts. Compared with: {found['reference']}."
     )
 
 
@@ -127,9 +127,8 @@ def _lam_chart(place: Mapping[str, Any], figure: str, colours: Mapping[str, str]
             parts += [_dot(x(lam), y(error[0]), colour, f"{family}, lambda {lam:g}", error) for lam, error in curve]
         for one in known if not curve else ():
             level = y(one["agreement"][figure][0])
-            parts.append(
-                f'<line x1="{_LEFT}" x2="{right}" y1="{level:.1f}" y2="{level:.1f}" stroke="{colour}" stroke-width="1.5"/>'
-            )
+            ends = f'x1="{_LEFT}" x2="{right}" y1="{level:.1f}" y2="{level:.1f}"'
+            parts.append(f'<line {ends} stroke="{colour}" stroke-width="1.5"/>')
             parts.append(_dot(right, level, colour, one["name"], one["agreement"][figure]))
     svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'
     about = f"<small>{place['num_decisions']} decisions of {place['num_prompts']} prompts</small>"
@@ -204,4 +203,8 @@ def _said(found: Mapping[str, Any]) -> str:
     said = [f"{family}: absent, because {why}" for family, why in found["absent"].items()]
     said += found["notes"]
     said += [f"{place['name']}: {place['problem']}" for place in found["places"] if place["problem"]]
-    return "<h2>Notes</h2><ul>" + "".join(f"<li>{escaped(note)}</li>" for note in said) + "</ul>" if said else ""
+    return f"<h2>Notes</h2>{_list(map(escaped, said))}" if said else ""
+
+
+def _list(lines: Iterable[str]) -> str:
+    return '<ul class="quiet">' + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
