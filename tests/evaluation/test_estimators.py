@@ -24,16 +24,22 @@ from upslope.tasks import Task
 SMALL = {"num_prompts": 6, "rows": 3, "branches": 4}
 
 
-def letters(completion):
-    return sum(ord(letter) % 2 / (place + 1) for place, letter in enumerate(completion))
+def rewards():
+    """Made here, so that a worker gets them by value and need not import this file."""
+
+    def letters(completion):
+        return sum(ord(letter) % 2 / (place + 1) for place, letter in enumerate(completion))
+
+    def constant(completion):
+        return 1.0
+
+    def right(completion, label):
+        return float(completion == label)
+
+    return letters, constant, right
 
 
-def constant(completion):
-    return 1.0
-
-
-def right(completion, label):
-    return float(completion == label)
+letters, constant, right = rewards()
 
 
 def task_of(reward=letters, count=24, name="letters"):

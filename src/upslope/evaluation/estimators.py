@@ -45,22 +45,21 @@ class _Judge:
     seed: int
 
     def place(
-        self, name: str, task: Task, prompts: Sequence[Prompt], sampler: Arm, *, sampling: Sampling, seed: int
+        self, name: str, prompts: Sequence[Prompt], sampler: Arm, scorer: Scorer, *, sampling: Sampling, number: int
     ) -> Place:
-        """The estimators on rows that sampler writes to these prompts."""
-        settings, gamma = self.recipe.reward, self.recipe.algorithm.gamma
-        with Scorer(task.terms, timeout_s=settings.timeout_s, isolation=settings.isolation) as scorer:
-            decisions = decide(
-                sampler,
-                scorer,
-                prompts,
-                clusters_of(prompts, None),
-                rows=self.rows,
-                branches=self.branches,
-                sampling=sampling,
-                gamma=gamma,
-                seed=seed,
-            )
+        """The estimators on rows that sampler writes to these prompts; places of another number share no luck."""
+        gamma = self.recipe.algorithm.gamma
+        decisions = decide(
+            sampler,
+            scorer,
+            prompts,
+            clusters_of(prompts, None),
+            rows=self.rows,
+            branches=self.branches,
+            sampling=sampling,
+            gamma=gamma,
+            seed=self.seed + number,
+        )
         problem = _problem(decisions.truth)
         judged: tuple[Judged, ...] = ()
         if problem is None:
@@ -102,10 +101,13 @@ def judge_estimators(
     settings = recipe or Recipe.resolve({})
     arm = Arm(model, kind=settings.model.kind, labels=task.labels, critic=critic, seed=seed)
     sampling = _sampling(settings, temperature, max_new_tokens)
+    another = None if other is None else task_to_evaluate(None, other, {})
+    moved = _shifted(arm, shifted, settings, task, sampling, seed)
     seen = _some(arm, task, task.prompts, _FITTED_ON * num_prompts, seed)
-    heads, fitted = _fit(arm, task, seen, settings, rows=rows, sampling=sampling, seed=seed)
-    judge = _Judge(arm, settings, critic is not None, heads, _reference(settings, critic), rows, branches, seed)
-    places = _places(judge, task, other, shifted, seen[:num_prompts], sampling)
+    with _scorer(task, settings) as scorer:
+        heads, fitted = _fit(arm, scorer, seen, settings, rows=rows, sampling=sampling, seed=seed)
+        judge = _Judge(arm, settings, critic is not None, heads, _reference(settings, critic), rows, branches, seed)
+        places = _places(judge, task, scorer, seen[:num_prompts], other=another, shifted=moved, sampling=sampling)
     if all(place.problem for place in places):
         raise DataError(f"no estimator can be judged: on {places[0].name}, {places[0].problem}")
     return EstimatorReport(
@@ -126,24 +128,30 @@ def judge_estimators(
 def _places(
     judge: _Judge,
     task: Task,
-    other: Task | str | None,
-    shifted: Model | None,
+    scorer: Scorer,
     seen: Sequence[Prompt],
+    *,
+    other: Task | None,
+    shifted: tuple[str, Arm, Sampling],
     sampling: Sampling,
 ) -> list[Place]:
     """Training prompts, held-out ones where there are any, another task where one is named, a shifted policy."""
-    arm, count, seed = judge.arm, len(seen), judge.seed
-    places = [judge.place(TRAINING, task, seen, arm, sampling=sampling, seed=seed + 1)]
-    held_out = _some(arm, task, task.eval_prompts, count, seed)
+    arm, count = judge.arm, len(seen)
+    places = [judge.place(TRAINING, seen, arm, scorer, sampling=sampling, number=1)]
+    held_out = _some(arm, task, task.eval_prompts, count, judge.seed)
     if held_out:
-        places.append(judge.place(HELD_OUT, task, held_out, arm, sampling=sampling, seed=seed + 2))
+        places.append(judge.place(HELD_OUT, held_out, arm, scorer, sampling=sampling, number=2))
     if other is not None:
-        another = task_to_evaluate(None, other, {})
-        prompts = _some(arm, another, another.eval_prompts or another.prompts, count, seed)
-        places.append(judge.place(f"task {another.name}", another, prompts, arm, sampling=sampling, seed=seed + 3))
-    name, sampler, moved = _shifted(arm, shifted, judge.recipe, task, sampling, seed)
-    places.append(judge.place(name, task, held_out or seen, sampler, sampling=moved, seed=seed + 4))
+        prompts = _some(arm, other, other.eval_prompts or other.prompts, count, judge.seed)
+        with _scorer(other, judge.recipe) as its_own:
+            places.append(judge.place(f"task {other.name}", prompts, arm, its_own, sampling=sampling, number=3))
+    name, sampler, moved = shifted
+    places.append(judge.place(name, held_out or seen, sampler, scorer, sampling=moved, number=4))
     return places
+
+
+def _scorer(task: Task, recipe: Recipe) -> Scorer:
+    return Scorer(task.terms, timeout_s=recipe.reward.timeout_s, isolation=recipe.reward.isolation)
 
 
 def _sampling(recipe: Recipe, temperature: float | None, max_new_tokens: int | None) -> Sampling:
@@ -193,13 +201,12 @@ def _some(arm: Arm, task: Task, prompts: Sequence[Prompt], count: int, seed: int
 
 
 def _fit(
-    arm: Arm, task: Task, prompts: Sequence[Prompt], recipe: Recipe, *, rows: int, sampling: Sampling, seed: int
+    arm: Arm, scorer: Scorer, prompts: Sequence[Prompt], recipe: Recipe, *, rows: int, sampling: Sampling, seed: int
 ) -> tuple[Heads, Fit]:
     """Heads on fresh rows to these prompts, on as many of the first ones as there is room for."""
     started = time.perf_counter()
     sampled = arm.answer(prompts, samples=rows, sampling=sampling, seed=seed)
-    with Scorer(task.terms, timeout_s=recipe.reward.timeout_s, isolation=recipe.reward.isolation) as scorer:
-        scored = [rollout for rollout in scorer.score(sampled) if not rollout.failure]
+    scored = [rollout for rollout in scorer.score(sampled) if not rollout.failure]
     spent = time.perf_counter() - started
     total = np.cumsum([len(rollout.actions) for rollout in scored])
     kept = [rollout for rollout, before in zip(scored, total, strict=True) if before <= MOST_ACTIONS]
