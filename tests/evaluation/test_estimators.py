@@ -111,7 +111,7 @@ def test_estimates_are_those_of_the_library(arm, rollouts):
     """Of the critic GAE with its own bootstrap, of fitted values without one; returns less the others' mean."""
     readings = read(arm.policy, arm.policy, rollouts, sampling=sampling_of(arm.recipe), critic=True)
     heads = fit(readings, gamma=0.9, seed=1)
-    found = {one.name: one for one in estimate(readings, heads, gamma=0.9, lams=[0.0, 0.95])}
+    found = {one.name: one for one in estimate(readings, heads, gamma=0.9, lams=[0.0, 0.95], n_step=4)}
     batch, rewards = readings.batch, readings.batch.rewards.double()
     expected = gae(rewards, readings.values, batch.num_actions, readings.bootstrap, gamma=0.9, lam=0.95)
     assert_close(found["GAE(0.95), critic"].advantages, expected, rtol=0, atol=1e-12)

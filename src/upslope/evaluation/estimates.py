@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ MOST_ACTIONS = 2_000
 CRITIC, VALUE, VALUES = "critic", "fitted V", f"{NUM_HEADS} fitted V"
 ADVANTAGE, ADVANTAGES = "advantage head", f"{NUM_HEADS} advantage heads"
 ROWS, MIXED = "others' mean", "mean of several"
+OTHERS = "return - others' mean"
 
 _MIXED_LAM = 0.95
 _PIECE_TOKENS = 4096
@@ -40,6 +41,16 @@ _RIDGES = (0.1, 1.0, 10.0, 100.0)
 _NONE = float("inf")  # what the advantage's weights cost where there is no advantage part
 
 T = TypeVar("T")
+
+
+class Settings(TypedDict):
+    """What estimators that rest on values take: lam of GAE and n of n-step."""
+
+    gamma: float
+    lams: Sequence[float]
+    n_step: int
+
+
 Data = tuple[Tensor, Tensor, Tensor, Tensor]  # features [M, H], actions [M, E], returns [M], num_actions [B]
 
 
@@ -106,6 +117,11 @@ class Estimate:
     seconds: float
 
 
+def gae_name(lam: float) -> str:
+    """What GAE(lam) is called: at its ends it is something simpler."""
+    return {0.0: "TD residual", 1.0: "Monte Carlo - V"}.get(lam, f"GAE({lam:g})")
+
+
 def features(states: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     """[M, H + 1]: states standardised in every dimension, of mean square length 1, and a constant."""
     scaled = (states - mean) / scale / states.shape[1] ** 0.5
@@ -155,21 +171,22 @@ def fit(readings: Readings, *, gamma: float, seed: int) -> Heads:
     return Heads(mean, scale, heads, (value, advantage), seconds)
 
 
-def estimate(readings: Readings, heads: Heads, *, gamma: float, lams: Sequence[float]) -> list[Estimate]:
+def estimate(readings: Readings, heads: Heads, *, gamma: float, lams: Sequence[float], n_step: int) -> list[Estimate]:
     """Every estimator's advantages of the rows' actions.
 
     After a row's last action fitted values are 0, as what is earned there is; the critic has its own value there where
     the row was cut, as in training.
     """
     seen, spent = heads.features(readings.states), readings.seconds
+    how: Settings = {"gamma": gamma, "lams": lams, "n_step": n_step}
     found: list[Estimate] = []
     if readings.values is not None and readings.bootstrap is not None:
-        found += _by_values(readings, CRITIC, readings.values, readings.bootstrap, spent["values"], gamma, lams)
+        found += _by_values(readings, CRITIC, readings.values, readings.bootstrap, spent["values"], **how)
     for name in (VALUE, VALUES):
         values = heads.heads[name].values(seen)
-        found += _by_values(readings, name, values, readings.nothing, spent["states"], gamma, lams)
+        found += _by_values(readings, name, values, readings.nothing, spent["states"], **how)
     others, others_s = _timed(lambda: _less_the_others(readings, gamma))
-    found.append(Estimate("return - others' mean", ROWS, None, None, others, others_s))
+    found.append(Estimate(OTHERS, ROWS, None, None, others, others_s))
     for name in (ADVANTAGE, ADVANTAGES):
         advantages = heads.heads[name].advantages(seen, readings.actions)
         found.append(Estimate(name, name, name, None, advantages, spent["states"] + spent["actions"]))
@@ -187,19 +204,20 @@ def _by_values(
     values: Tensor,
     bootstrap: Tensor,
     seconds: float,
+    *,
     gamma: float,
     lams: Sequence[float],
+    n_step: int,
 ) -> Iterator[Estimate]:
     """What is made of values: GAE at every lam, and n-step."""
     rewards, count = readings.rewards, readings.batch.num_actions
     head = None if family == CRITIC else family
-    names = {0.0: "TD residual", 1.0: "Monte Carlo - V"}
     given = (rewards, values, count, bootstrap)
     for lam in lams:
         advantages, spent = _timed(lambda lam=lam: estimators.gae(*given, gamma=gamma, lam=lam))  # type: ignore[misc]
-        yield Estimate(f"{names.get(lam, f'GAE({lam:g})')}, {family}", family, head, lam, advantages, seconds + spent)
-    returns, spent = _timed(lambda: estimators.n_step_returns(*given, gamma=gamma, n=N_STEP))
-    yield Estimate(f"{N_STEP}-step, {family}", family, head, None, returns - values, seconds + spent)
+        yield Estimate(f"{gae_name(lam)}, {family}", family, head, lam, advantages, seconds + spent)
+    returns, spent = _timed(lambda: estimators.n_step_returns(*given, gamma=gamma, n=n_step))
+    yield Estimate(f"{n_step}-step, {family}", family, head, None, returns - values, seconds + spent)
 
 
 def _less_the_others(readings: Readings, gamma: float) -> Tensor:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from upslope.evaluation.advantage_error import Agreement
+from upslope.evaluation.advantage_error import Agreement, effective_clusters, reliability
+from upslope.evaluation.branching import Decisions
 from upslope.evaluation.estimates import MIXED, ROWS
 from upslope.evaluation.intervals import Interval
 
@@ -127,7 +128,7 @@ class EstimatorReport:
         place = self.judged[0]
         known = [one for one in place.estimators if one.agreement.error is not None]
         if not known:
-            return f"nothing can be said of the error on {place.name}"
+            return f"nothing can be said of the error on {place.name}: take more prompts or branches"
         best = min(known, key=lambda one: one.agreement.error.estimate if one.agreement.error else math.inf)
         own = next(one for one in place.estimators if one.name == self.reference)
         least = f"least error on {place.name}: {best.name}, {_shown(best.agreement.error)}"
@@ -175,6 +176,28 @@ class EstimatorReport:
             counts = (f"{place.num_prompts}", f"{place.effective_prompts:.1f}", f"{place.num_decisions}")
             rows.append((place.name, *counts, *said, f"{place.cut:.0%}", *taken))
         return rows
+
+
+def placed(name: str, num_prompts: int, decisions: Decisions, judged: tuple[Judged, ...], problem: str | None) -> Place:
+    """The place of these decisions, with what was found of their estimators."""
+    truth = decisions.truth
+    return Place(
+        name,
+        num_prompts,
+        len(truth.advantages),
+        truth.spread,
+        float(truth.noise.mean()),
+        effective_clusters(truth),
+        reliability(truth),
+        float(truth.sure.mean()),
+        decisions.cut,
+        decisions.left_out,
+        decisions.row_tokens,
+        decisions.branch_tokens,
+        decisions.branch_s,
+        judged,
+        problem,
+    )
 
 
 def _shown(interval: Interval | None) -> str:

@@ -11,13 +11,26 @@ from typing import Any
 
 import numpy as np
 
+from upslope.algorithm import AlgorithmSettings
 from upslope.errors import DataError, RecipeError
 from upslope.estimators import row_starts
-from upslope.evaluation.advantage_error import Truth, agreements, effective_clusters, reliability
+from upslope.evaluation.advantage_error import Truth, agreements
 from upslope.evaluation.arms import Arm, Model, clusters_of, name_of, same_actions, shuffled
 from upslope.evaluation.branching import Decisions, decide
-from upslope.evaluation.estimates import CRITIC, LAMS, MOST_ACTIONS, Estimate, Heads, estimate, fit, read
-from upslope.evaluation.estimator_report import HELD_OUT, TRAINING, EstimatorReport, Fit, Judged, Place
+from upslope.evaluation.estimates import (
+    CRITIC,
+    LAMS,
+    MOST_ACTIONS,
+    N_STEP,
+    OTHERS,
+    Estimate,
+    Heads,
+    estimate,
+    fit,
+    gae_name,
+    read,
+)
+from upslope.evaluation.estimator_report import HELD_OUT, TRAINING, EstimatorReport, Fit, Judged, Place, placed
 from upslope.evaluation.evaluate import sampling_of, source_and_recipe, task_to_evaluate
 from upslope.policies.loading import CRITIC_FILE
 from upslope.policies.sampling import Sampling
@@ -65,9 +78,10 @@ class _Judge:
         if problem is None:
             rollouts = decisions.rollouts
             readings = read(self.arm.policy, sampler.policy, rollouts, sampling=sampling, critic=self.critic)
-            found = estimate(readings, self.heads, gamma=gamma, lams=sorted({*LAMS, self.recipe.algorithm.lam}))
+            own = self.recipe.algorithm
+            found = estimate(readings, self.heads, gamma=gamma, lams=sorted({*LAMS, own.lam}), n_step=_n_step(own))
             judged = _judged(found, decisions, readings.batch.num_actions, self.reference, self.seed)
-        return _placed(name, len(prompts), decisions, judged, problem)
+        return placed(name, len(prompts), decisions, judged, problem)
 
 
 def judge_estimators(
@@ -187,10 +201,14 @@ def _critic_of(source: Path, recipe: Recipe | None) -> tuple[str | None, str]:
 def _reference(recipe: Recipe, critic: str | None) -> str:
     """The name of the estimator that the recipe trains with; else of that which needs rows alone."""
     settings = recipe.algorithm
-    if critic is None or settings.credit != "gae":
-        return "return - others' mean"
-    named = {0.0: "TD residual", 1.0: "Monte Carlo - V"}.get(settings.lam, f"GAE({settings.lam:g})")
-    return f"{named}, {CRITIC}"
+    if critic is None or settings.credit not in ("gae", "n_step"):
+        return OTHERS
+    own = gae_name(settings.lam) if settings.credit == "gae" else f"{_n_step(settings)}-step"
+    return f"{own}, {CRITIC}"
+
+
+def _n_step(settings: AlgorithmSettings) -> int:
+    return settings.n_step if settings.credit == "n_step" else N_STEP
 
 
 def _some(arm: Arm, task: Task, prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
@@ -255,29 +273,6 @@ def _judged(
     return tuple(
         Judged(one.name, one.family, one.head, one.lam, agreement, 1_000 * one.seconds / total)
         for one, agreement in zip(found, agreements(table, decisions.truth, reference=index, seed=seed), strict=True)
-    )
-
-
-def _placed(
-    name: str, num_prompts: int, decisions: Decisions, judged: tuple[Judged, ...], problem: str | None
-) -> Place:
-    truth = decisions.truth
-    return Place(
-        name,
-        num_prompts,
-        len(truth.advantages),
-        truth.spread,
-        float(truth.noise.mean()),
-        effective_clusters(truth),
-        reliability(truth),
-        float(truth.sure.mean()),
-        decisions.cut,
-        decisions.left_out,
-        decisions.row_tokens,
-        decisions.branch_tokens,
-        decisions.branch_s,
-        judged,
-        problem,
     )
 
 

@@ -12,6 +12,7 @@ from upslope.report.html import asset, escaped, filled
 _COLOURS = (0, 1, 5, 9, 2, 6, 3)
 """Of the page's ten line colours, one for each family in their order."""
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _RIGHT, _TOP = 460, 240, 44, 30, 12, 12
+_APART = 14  # between the ends of lines that go across
 _LEAST, _MOST = 0.1, 50.0  # what an axis of errors shows at most; whatever lies beyond is drawn at its edge
 
 
@@ -24,7 +25,7 @@ class _Axis:
     nothing: float
 
 
-_CORRELATION = _Axis(lambda x: (x + 1) / 2, (-1.0, -0.5, 0.0, 0.5, 1.0), 0.0)
+_CORRELATION = _Axis(lambda x: (x + 0.5) / 1.5, (-0.5, 0.0, 0.5, 1.0), 0.0)
 
 
 def estimator_page(found: Mapping[str, Any]) -> str:
@@ -115,6 +116,7 @@ def _lam_chart(place: Mapping[str, Any], figure: str, colours: Mapping[str, str]
     parts.append(f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 2}" text-anchor="middle">lambda</text>')
     nothing = f"{y(axis.nothing):.1f}"
     parts.append(f'<line class="nothing" x1="{_LEFT}" x2="{right}" y1="{nothing}" y2="{nothing}"/>')
+    ends = float(right)
     for family, colour in colours.items():
         known = [one for one in place["estimators"] if one["family"] == family and one["agreement"][figure]]
         curve = sorted((one["lam"], one["agreement"][figure]) for one in known if one["lam"] is not None)
@@ -126,13 +128,23 @@ def _lam_chart(place: Mapping[str, Any], figure: str, colours: Mapping[str, str]
             parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
             parts += [_dot(x(lam), y(error[0]), colour, f"{family}, lambda {lam:g}", error) for lam, error in curve]
         for one in known if not curve else ():
-            level = y(one["agreement"][figure][0])
-            ends = f'x1="{_LEFT}" x2="{right}" y1="{level:.1f}" y2="{level:.1f}"'
-            parts.append(f'<line {ends} stroke="{colour}" stroke-width="1.5"/>')
-            parts.append(_dot(right, level, colour, one["name"], one["agreement"][figure]))
+            ends -= _APART
+            parts += _level(one, figure, colour, y, ends)
     svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'
-    about = f"<small>{place['num_decisions']} decisions of {place['num_prompts']} prompts</small>"
+    about = f"<small>{place['num_decisions']} decisions</small>"
     return f'<figure class="card chart"><h3>{escaped(place["name"])}{about}</h3>{svg}</figure>'
+
+
+def _level(
+    one: Mapping[str, Any], figure: str, colour: str, y: Callable[[float | None], float], end: float
+) -> list[str]:
+    """What has no lam: a line across, with its interval where it ends."""
+    estimate, low, high = (y(value) for value in one["agreement"][figure])
+    return [
+        f'<line x1="{_LEFT}" x2="{end:.1f}" y1="{estimate:.1f}" y2="{estimate:.1f}" stroke="{colour}"/>',
+        f'<line x1="{end:.1f}" x2="{end:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}" opacity="0.5"/>',
+        _dot(end, estimate, colour, one["name"], one["agreement"][figure]),
+    ]
 
 
 def _dot(x: float, y: float, colour: str, name: str, interval: Sequence[float | None]) -> str:
