@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 
 BENCH ?= rollout step_grpo step_ppo update memory scaling startup scan soak quickstart agreement forecast preference_losses classifier_step gymnasium_ppo
 SEED ?= 0
+WORKERS ?= 2
 export PEERS ?= $(CURDIR)/.venv-peers
 
 export TOKENIZERS_PARALLELISM := false
@@ -23,7 +24,7 @@ quickstart: $(VENV)/.runtime
 	$(BIN)/upslope quickstart
 
 test: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 faults: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m faults --seed $(SEED) \

@@ -130,8 +130,8 @@ def bias_and_coverage(repetitions: int, n: int) -> list[dict[str, Any]]:
         low, high = found.bounds(CONFIDENCE)
         covered = float(((low <= world.truth) & (world.truth <= high)).mean())
         bias = float(abs(errors.mean()) / (errors.std() / math.sqrt(repetitions)))
-        cases.append(_case(f"|bias|, standard errors: {name}", bias, "<= 3", bias <= 3))
-        cases.append(_case(f"coverage of t, n = {n}: {name}", covered, ".93 to .97", 0.93 <= covered <= 0.97))
+        cases.append(case(f"|bias|, standard errors: {name}", bias, "<= 3", bias <= 3))
+        cases.append(case(f"coverage of t, n = {n}: {name}", covered, ".93 to .97", 0.93 <= covered <= 0.97))
     return cases
 
 
@@ -152,7 +152,7 @@ def savings(repetitions: int, n: int) -> list[dict[str, Any]]:
         played = play(world, repetitions, n, common=common, seed=3)
         values = without_luck(played.differences, played.controls) if control else played.differences
         saved = float(plain / values.mean(-1).var())
-        cases.append(_case(f"samples saved over unpaired: {name}", saved, "> 1", saved > 1))
+        cases.append(case(f"samples saved over unpaired: {name}", saved, "> 1", saved > 1))
     return cases
 
 
@@ -170,10 +170,10 @@ def simultaneous(repetitions: int, n: int) -> list[dict[str, Any]]:
         for kind, held in (("asymptotic", inside), ("betting", wealth)):
             covered = float(held.mean())
             if setting is equal:
-                case = _case(f"A/A rejected by n = {n}: {kind}", 1.0 - covered, "<= .06", 1.0 - covered <= 0.06)
+                found = case(f"A/A rejected by n = {n}: {kind}", 1.0 - covered, "<= .06", 1.0 - covered <= 0.06)
             else:
-                case = _case(f"simultaneous coverage to n = {n}: {kind}", covered, ">= .94", covered >= 0.94)
-            cases.append(case)
+                found = case(f"simultaneous coverage to n = {n}: {kind}", covered, ">= .94", covered >= 0.94)
+            cases.append(found)
     return cases
 
 
@@ -190,12 +190,13 @@ def stopping(repetitions: int, tilt: float = 0.6) -> list[dict[str, Any]]:
         out[:, : FIRST_LOOK - 1] = False
         stopped = np.where(out.any(-1), out.argmax(-1) + 1, 2 * fixed)
         power, mean = float(out.any(-1).mean()), float(stopped.mean() / fixed)
-        cases.append(_case(f"power, effect {world.truth:.3f}: {name}", power, ">= .8", power >= 0.8))
-        cases.append(_case(f"mean stopping n / fixed n ({fixed}): {name}", mean, "<= 1.5", mean <= 1.5))
+        cases.append(case(f"power, effect {world.truth:.3f}: {name}", power, ">= .8", power >= 0.8))
+        cases.append(case(f"mean stopping n / fixed n ({fixed}): {name}", mean, "<= 1.5", mean <= 1.5))
     return cases
 
 
-def _case(name: str, measured: float, target: str, reached: bool) -> dict[str, Any]:
+def case(name: str, measured: float, target: str, reached: bool) -> dict[str, Any]:
+    """A figure with its target, in words, and whether that was reached."""
     return {"name": name, "measured": measured, "target": target, "reached": bool(reached)}
 
 

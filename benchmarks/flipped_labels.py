@@ -1,37 +1,36 @@
-"""Robust DPO under flipped labels: python benchmarks/flipped_labels.py [--seeds 5] [--pairs 2000].
+"""Robust DPO under flipped labels: python benchmarks/flipped_labels.py [--seeds 5].
 
-Pairs of stories that the 260k-weight model wrote itself are labelled by a known reward (full stops in the first 32
-tokens), 30% of the labels then flipped. Clean DPO, DPO on the flipped labels and robust DPO on them start from the same
-weights; each one's gain is the rise of the reward over 1,000 fresh samples. Needs UPSLOPE_DATA, the folder that holds
-models/stories260k.
+2,000 pairs of stories that the 260k-weight model wrote itself are labelled by a known reward, the number of full stops
+in 32 tokens; 30% of the labels are then flipped. DPO on the clean labels, DPO on the flipped ones and robust DPO on the
+flipped ones start from the same weights, at the same settings (chosen on another seed), and see each pair once. What
+each gains is the rise of the reward over 1,000 fresh samples, drawn with the same noise. Needs UPSLOPE_DATA, the folder
+that holds models/stories260k.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
 import os
-import tempfile
 from pathlib import Path
 from random import Random
-from statistics import fmean
 from typing import Any
 
-from results import RESULTS, machine
+import numpy as np
+from learning import arguments, folder_of, minutes, paired
+from results import learnt, report
 
 from upslope import Task, train
 from upslope.engines.choice import engine_for
-from upslope.evaluation.intervals import paired_gain
 from upslope.policies.loading import load_policy
-from upslope.policies.policy import Policy
 from upslope.policies.sampling import Sampling
+from upslope.recipe import EngineSettings
 from upslope.records import Prompt
-from upslope.settings import EngineSettings
+from upslope.report.run import Run
 
 STARTS = ("Once upon a time", "One day", "There was a", "Tom and Lily", "The little", "A big", "It was a", "Ben had a")
-FLIP_RATE, TOKENS = 0.3, 32
-SAMPLING = Sampling(1.0, None, None, TOKENS, ())
+PAIRS, SAMPLES, FLIP_RATE = 2000, 1000, 0.3
+SAMPLING = Sampling(1.0, None, None, 32, ())
+PER_STEP = 32
+SETTINGS = {"beta": 0.5, "lr": 3e-4, "prompts_per_step": PER_STEP}
 METHODS = {
     "clean": ("dpo", 0.0, 0.0),
     "flipped": ("dpo", FLIP_RATE, 0.0),
@@ -45,15 +44,10 @@ def reward(text: str) -> float:
     return float(text.count("."))
 
 
-def policy_of(model: str) -> Policy:
-    """A model to sample from."""
-    held: dict[str, Any] = {"critic": None, "keep_reference": False, "lora": None, "gradient_checkpointing": False}
-    return load_policy(model, dtype="float32", freeze=(), device="cpu", seed=0, **held)
-
-
 def written(model: str, *, count: int, group_size: int, seed: int) -> list[list[tuple[str, str]]]:
     """(prompt, text) of group_size samples of each of count prompts."""
-    policy = policy_of(model)
+    held: dict[str, Any] = {"critic": None, "keep_reference": False, "lora": None, "gradient_checkpointing": False}
+    policy = load_policy(model, dtype="float32", freeze=(), device="cpu", seed=0, **held)
     engine = engine_for(policy, EngineSettings().model_dump())
     engine.load(policy, version=0)
     prompts = [policy.encode(Prompt(i, STARTS[i % len(STARTS)])) for i in range(count)]
@@ -82,47 +76,63 @@ def flipped(pairs: list[dict[str, str]], rate: float, seed: int) -> list[dict[st
     ]
 
 
-def gain_of(method: str, pairs: list[dict[str, str]], *, model: str, seed: int, steps: int, before: float) -> float:
-    """The rise of the mean reward of 1,000 fresh samples."""
-    loss, rate, assumed = METHODS[method]
-    settings: dict[str, Any] = {
-        "preference.loss": loss,
-        "flip_rate": assumed,
-        "beta": 0.1,
-        "lr": 3e-4,
-        "prompts_per_step": 32,
-    }
-    settings["training.seed"] = seed
-    quiet = {"trackers": [], "checkpoint_every_steps": "none", "samples_per_step": 0}
-    task = Task(prompts=flipped(pairs, rate, seed), name="stories")
-    folder = Path(tempfile.mkdtemp()) / "run"
-    run = train(model=model, task=task, run=folder, method="preference", steps=steps, **settings, **quiet)
-    after = [reward(text) for ((_, text),) in written(str(run.model_path), count=1000, group_size=1, seed=10**6 + seed)]
-    return fmean(after) - before
+def runs_of(folder: Path, model: str, *, seed: int, count: int) -> dict[str, Run]:
+    """The finished run of each method on so many pairs; one that lies in the folder is only opened."""
+    folders = {method: folder / f"{method}-{seed}" for method in METHODS}
+    missing = [method for method, path in folders.items() if not (path / "model").is_dir()]
+    pairs = pairs_of(model, count=count, seed=seed) if missing else []
+    for method in missing:
+        loss, rate, assumed = METHODS[method]
+        task = Task(prompts=flipped(pairs, rate, seed), name="stories")
+        quiet = {"trackers": [], "checkpoint_every_steps": "none", "samples_per_step": 0}
+        settings: dict[str, Any] = SETTINGS | quiet | {"preference.loss": loss, "flip_rate": assumed, "seed": seed}
+        settings |= {"method": "preference", "steps": -(-len(pairs) // PER_STEP), "run": folders[method]}
+        print(f"  {folders[method].name}: {len(pairs)} pairs", flush=True)
+        train(model=model, task=task, **settings)
+    return {method: Run.open(path) for method, path in folders.items()}
+
+
+def mean_of(counts: np.ndarray) -> np.ndarray:
+    """Mean [m] of what was summed up, from [m, 2] (sum, number)."""
+    return counts[:, 0] / counts[:, 1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--pairs", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=125)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    model = str(Path(os.environ["UPSLOPE_DATA"]) / "models" / "stories260k")
-    gains: dict[str, list[float]] = {method: [] for method in METHODS}
+    options = arguments(__doc__, seeds=5).parse_args()
+    folder, model = folder_of(options), str(Path(os.environ["UPSLOPE_DATA"]) / "models" / "stories260k")
+    samples = options.limit or SAMPLES
+    runs, rewards = [], []
     for seed in range(options.seeds):
-        pairs = pairs_of(model, count=options.pairs, seed=seed)
-        before = fmean(reward(text) for ((_, text),) in written(model, count=1000, group_size=1, seed=10**6 + seed))
-        for method in METHODS:
-            gains[method].append(gain_of(method, pairs, model=model, seed=seed, steps=options.steps, before=before))
-        shown = ", ".join(f"{method} {own[-1]:+.3f}" for method, own in gains.items())
-        print(f"seed {seed}: {len(pairs)} pairs, reward before {before:.3f}; gains: {shown}", flush=True)
-    ahead = paired_gain(gains["flipped"], gains["robust"])
-    kept = fmean(gains["robust"]) / fmean(gains["clean"])
-    print(f"robust DPO keeps {kept:.0%} of the clean gain; beside plain DPO {ahead}")
-    document = {"benchmark": "flipped_labels", "machine": machine(), "pairs": options.pairs, "steps": options.steps}
-    document |= {"gains": gains, "kept": kept, "robust_minus_plain": dataclasses.asdict(ahead)}
-    (options.results / "flipped_labels.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        own = runs_of(folder, model, seed=seed, count=options.limit or PAIRS)
+        runs += own.values()
+        models = [model, *(str(run.model_path) for run in own.values())]
+        found = [written(each, count=samples, group_size=1, seed=10**6 + seed) for each in models]
+        rewards.append([[reward(text) for ((_, text),) in rows] for rows in found])
+        shown = zip(("before", *METHODS), np.mean(rewards[-1], axis=1), strict=True)
+        print(f"seed {seed}: " + ", ".join(f"{name} {value:.3f}" for name, value in shown), flush=True)
+    before, clean, plain, robust = np.swapaxes(np.array(rewards), 0, 1)  # each [S, samples]
+    ones = np.ones_like(before)
+    names = ("DPO", "robust DPO")
+    cases = [
+        learnt(
+            "share of the clean gain that is kept",
+            *paired(*(np.stack((each - before, clean - before), -1) for each in (plain, robust)), mean_of),
+            names=names,
+            unit="share",
+            wanted=">= 0.8, gain above 0",
+        ),
+        learnt(
+            "reward after 2,000 pairs, 30% flipped",
+            *paired(*(np.stack((each, ones), -1) for each in (plain, robust)), mean_of),
+            names=names,
+            unit="full stops",
+            wanted="gain above 0",
+        ),
+    ]
+    gains = {name: (each - before).mean(1) for name, each in zip(METHODS, (clean, plain, robust), strict=True)}
+    notes = [f"Gain by seed, {name}: " + ", ".join(f"{gain:.3f}" for gain in own) for name, own in gains.items()]
+    notes += [f"Reward before: {before.mean():.3f}", minutes(*runs)]
+    report("flipped_labels", cases, results=options.results, notes=notes)
 
 
 if __name__ == "__main__":

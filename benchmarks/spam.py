@@ -18,8 +18,8 @@ from torch import Tensor
 
 from upslope import Recipe, collate
 from upslope.engines.single_pass import SinglePassEngine
-from upslope.evaluation.evaluate import policy_to_sample, sampling_of
 from upslope.evaluation.labels import decision_counts
+from upslope.evaluation.sources import policy_to_sample, sampling_of
 from upslope.policies.policy import Policy
 from upslope.policies.sampling import Sampling
 from upslope.records import Rollout

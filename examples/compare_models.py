@@ -40,7 +40,7 @@ def row(found):
         f"{found.estimate:+.3f}",
         f"[{interval.low:+.3f}, {interval.high:+.3f}]",
         str(difference.num_samples),
-        "-" if difference.num_samples_unpaired is None else f"{difference.num_samples_unpaired:.0f}",
+        f"{difference.num_samples_unpaired:.0f}",
         f"{found.added_s / found.generating_s:.1%}",
     )
 

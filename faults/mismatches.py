@@ -22,6 +22,7 @@ from faults.runs import (
     check_refused,
     check_resumes,
     copied,
+    resume,
     resumed,
     start,
     task,
@@ -36,20 +37,21 @@ VOCABULARY = ("tokens beyond the embedding", "an end beyond the embedding", "a c
 SHAPE = ("a weight of another shape", "a weight that is missing", "a config with another layer")
 CHECKPOINT = ("another base model", "other prompts", "another critic")
 _LARGE: dict[str, Any] = {  # enough to need memory that the process does not have yet
-    "group_size": 16, "max_new_tokens": 24, "epochs": 1, "minibatches": 1, "steps": 3, "micro_batch_tokens": 100_000,
-    "critic": "head",
+    "group_size": 64, "max_rows": 256, "max_new_tokens": 24, "epochs": 1, "minibatches": 1, "steps": 3,
+    "micro_batch_tokens": 100_000, "critic": "head",
 }  # fmt: skip
 
 
 def memory(injection: Injection) -> None:
-    """The system refuses the process any further memory in the second step: an error that says which settings need
-    less; the checkpoint of the first step stands, and without the limit the run goes on from there, bit for bit."""
+    """The system refuses a process that takes a run up after its first step any further memory: an error that says
+    which settings need less; the checkpoint stands, and without the limit the run goes on from there, bit for bit."""
     folder, whole = injection.folder / "run", injection.folder / "whole"
     if injection.case == "model":
         return _model_beyond_memory(injection.folder / "model", folder)
     place = {"rollout": (LocalEngine, "sample"), "update": (policy_gradient, "update")}[injection.case]
     check_done(ended(lambda _: start(whole, **_LARGE)))
-    end = ended(lambda _: _train_within(folder, *place, call=2, **_LARGE))
+    ended(lambda _: start(folder, stop_after=1, **_LARGE))  # check_intact below: it has saved its first step
+    end = ended(lambda _: _within_memory(lambda: resume(folder), *place))
     check_refused(end, "OutOfMemoryError", "training.micro_batch_tokens")
     check_intact(folder, steps=(1,))
     return check_resumes(folder, whole)
@@ -60,14 +62,14 @@ def _model_beyond_memory(model: Path, folder: Path) -> None:
     made, tokenizer = tiny_model("tiny-llama", hidden_size=512)
     made.save_pretrained(model)
     tokenizer.save_pretrained(model)
-    end = ended(lambda _: _train_within(folder, launch, "policy_of", call=1, model=str(model)))
+    end = ended(lambda _: _within_memory(lambda: start(folder, model=str(model)), launch, "policy_of"))
     check_refused(end, "OutOfMemoryError", "training.micro_batch_tokens")
     check(not folder.exists(), "a run folder was made")
 
 
-def _train_within(folder: Path, owner: Any, name: str, *, call: int, **settings: Any) -> None:
-    before(owner, name, _allow_no_more, when=nth(call))
-    start(folder, **settings)
+def _within_memory(train: Callable[[], object], owner: Any, name: str) -> None:
+    before(owner, name, _allow_no_more, when=nth(1))
+    train()
 
 
 def _allow_no_more() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faults import damage, disks, folders, kills, lines, mismatches, nonfinite, rewards, rollouts
+from faults import damage, disks, folders, kills, lines, mismatches, nonfinite, programs, rewards, rollouts
 from faults.verdict import Fault
 
 _RESUMES = "bitwise equal once resumed"
@@ -90,6 +90,13 @@ TABLE = (
         f"the run goes on, those samples are left out and counted, no process is left, {_RESUMES}",
         rewards.CASES,
         rewards.misbehave,
+    ),
+    Fault(
+        "program",
+        "a generated program does harm, or steals or forges the answer, in the sandbox of a reward worker",
+        "paid 0 within 3 s by asserts and by output, other programs are paid, no file changes, no process is left",
+        tuple(programs.PROGRAMS),
+        programs.attack,
     ),
     Fault(
         "rollouts",

@@ -20,7 +20,7 @@ LAYERS = [
     ("tasks", "search"),
     ("evaluation",),
     ("training",),
-    ("doctor", "tune", "compress", "serve"),
+    ("doctor", "tuning", "compress", "serve"),
     ("cli",),
 ]
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
@@ -33,12 +33,16 @@ OPTIONAL = {  # the one module that may import each, inside a function
     "reasoning_gym": "tasks/reasoning_gym.py",
     "sacrebleu": "rewards/overlap.py",
     "rouge_score": "rewards/overlap.py",
+    "math_verify": "rewards/mathematics.py",
+    "jsonschema": "rewards/rules.py",
+    "jsonschema_specifications": "rewards/rules.py",
     "wandb": "report/trackers.py",
     "mlflow": "report/trackers.py",
     "trackio": "report/trackers.py",
     "vllm": "engines/vllm.py",
     "ray": "cluster/ray.py",
-    "optuna": "tune/samplers.py",
+    "optuna": "tuning/samplers.py",
+    "scipy": "tuning/samplers.py",
     "fastapi": "serve/app.py",
 }
 REQUIRED = {
@@ -186,7 +190,7 @@ def test_the_command_line_shows_its_help_without_torch():
 
 EXPORTED = [
     "Batch", "Prompt", "Recipe", "RewardTerm", "Rollout", "Run", "Scores", "Task", "UpslopeError", "collate",
-    "compare", "evaluate", "pack", "resume", "train", "unpack",
+    "compare", "evaluate", "pack", "resume", "train", "tune", "unpack",
 ]  # fmt: skip
 
 

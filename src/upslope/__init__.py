@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from upslope.tasks.task import Task as Task
     from upslope.training.launch import resume as resume
     from upslope.training.launch import train as train
+    from upslope.tuning.tune import tune as tune
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ _HOMES = {
     "rewards.terms": ("RewardTerm",),
     "tasks.task": ("Task",),
     "training.launch": ("resume", "train"),
+    "tuning.tune": ("tune",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -31,6 +31,20 @@ from upslope.settings import (
     TrainingSettings,
 )
 
+_ONLY_WITH = (
+    ("reward_model", "top", "loss", ("plackett_luce",)),
+    ("reward_model", "centering_coef", "loss", ("bradley_terry", "plackett_luce")),
+    ("preference", "flip_rate", "loss", ("dpo", "robust_dpo")),
+    ("preference", "desirable_weight", "loss", ("kto",)),
+    ("preference", "undesirable_weight", "loss", ("kto",)),
+    ("preference", "preferred", "pairs", ("self_play",)),
+    ("inverse", "discount", "learner", ("iq_learn",)),
+    ("inverse", "reward_price", "learner", ("iq_learn",)),
+    ("inverse", "discriminator", "learner", ("airl", "gail")),
+    ("inverse", "level", "learner", ("airl", "gail")),
+)
+"""(section, setting, other setting of the section, what that must be for the first to act)."""
+
 
 class Recipe(Section):
     """Every setting of a run.
@@ -79,17 +93,20 @@ class Recipe(Section):
         for name in ("reward_model", "preference", "inverse"):
             section = getattr(self, name)
             if self.method != name and (changed := _changed(section)):
-                hint = "; a KL coefficient is algorithm.kl_coef" if changed == "beta" else ""
-                raise ValueError(f"{name}.{changed} is set, but method is {self.method!r}, not {name!r}{hint}")
-        kind, loss = self.model.kind, self.preference.loss
+                hint = "; a KL coefficient is algorithm.kl_coef" if changed[0] == "beta" else ""
+                raise ValueError(f"{name}.{changed[0]} is set, but method is {self.method!r}, not {name!r}{hint}")
+        for section, name, by, choices in _ONLY_WITH:
+            settings = getattr(self, section)
+            if getattr(settings, by) not in choices and name in _changed(settings):
+                known = " or ".join(map(repr, choices))
+                raise ValueError(f"{section}.{name} is set, but belongs to {by} {known}, not {getattr(settings, by)!r}")
+        kind = self.model.kind
         if self.method == "reward_model" and kind not in ("causal", "classifier"):
             raise ValueError(f"model.kind is {kind!r}, but a reward model is made of a 'causal' or 'classifier' one")
         if self.method == "preference" and kind not in ("causal", "seq2seq"):
             raise ValueError(f"model.kind is {kind!r}, but preferences are learned by a 'causal' or 'seq2seq' one")
         if self.method == "inverse" and kind != "causal":
             raise ValueError(f"model.kind is {kind!r}, but rewards are recovered from a 'causal' one")
-        if self.preference.flip_rate and loss not in ("dpo", "robust_dpo"):
-            raise ValueError(f"preference.flip_rate is set, but belongs to loss 'dpo' or 'robust_dpo', not {loss!r}")
 
     @property
     def adversarial(self) -> bool:
@@ -149,10 +166,9 @@ def parse_override(text: str) -> tuple[str, Any]:
         return name.strip(), raw.strip()
 
 
-def _changed(section: BaseModel) -> str | None:
-    """The first setting of a section that is not its default."""
-    fields = type(section).model_fields
-    return next((name for name, field in fields.items() if getattr(section, name) != field.default), None)
+def _changed(section: BaseModel) -> list[str]:
+    """The settings of a section that are not their defaults."""
+    return [name for name, field in type(section).model_fields.items() if getattr(section, name) != field.default]
 
 
 def _own_settings(section: Mapping[str, Any], new_preset: Any) -> dict[str, Any]:

@@ -175,12 +175,13 @@ class PreferenceSettings(Section):
 class InverseSettings(Section):
     """Inverse reinforcement learning from demonstrations (method = "inverse"). demonstrated names their column.
 
-    discount and reward_price are IQ-Learn's. AIRL and GAIL train a discriminator (the policy's own model where off) and
-    the policy by [algorithm].
+    discount and reward_price are IQ-Learn's. AIRL and GAIL train a discriminator (the policy's own model where off) of
+    whole rows or of every token, and the policy by [algorithm].
     """
 
     learner: Literal["iq_learn", "airl", "gail"] = "iq_learn"
     discriminator: str | None = None
+    level: Literal["row", "token"] = "row"
     demonstrated: str = "completion"
     discount: Fraction = 1.0
     reward_price: NonNegativeFloat = 0.1

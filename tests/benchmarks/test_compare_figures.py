@@ -54,5 +54,5 @@ def test_an_effect_is_found_in_time(benchmark):
 
 
 def test_the_table_says_what_was_reached(benchmark):
-    case = benchmark._case("coverage", 0.9, ">= .94", np.bool_(False))
+    case = benchmark.case("coverage", 0.9, ">= .94", np.bool_(False))
     assert benchmark.table([case]).splitlines()[-1] == "| coverage | 0.900 | >= .94 | no |"

@@ -11,6 +11,7 @@ import torch
 
 import upslope
 from upslope.cli.main import app
+from upslope.tuning.space import Space
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -20,7 +21,13 @@ def blocks(page, language):
     return re.findall(rf"^```{language}[^\n]*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-RECIPES = [pytest.param(text, id=f"{page.stem}-{i}") for page in PAGES for i, text in enumerate(blocks(page, "toml"))]
+SPACES = ROOT / "docs" / "tuning.md"
+RECIPES = [
+    pytest.param(text, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, text in enumerate(blocks(page, "toml"))
+    if page != SPACES
+]
 
 
 def test_there_are_recipes_to_check():
@@ -31,6 +38,13 @@ def test_there_are_recipes_to_check():
 def test_recipe_in_the_documentation_validates(text):
     recipe = upslope.Recipe.resolve(tomllib.loads(text))
     assert recipe.to_toml()
+
+
+def test_spaces_in_the_documentation_fit_the_recipe_beside_them():
+    spaces = blocks(SPACES, "toml")
+    assert spaces
+    for text in spaces:
+        Space.read(text).check(upslope.Recipe.load(ROOT / "examples" / "tuning" / "recipe.toml"))
 
 
 def test_readme_trains_from_python(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ class ArmOf(Arm):
     """An arm around a policy that is made already."""
 
     def __init__(self, policy, engine):
-        self.name, self.policy, self._engine, self.recipe = "given", policy, engine, None
+        self.name, self.policy, self._engine, self._own = "given", policy, engine, engine
         self._engine.load(policy, version=0)
         self.seed, self.tokens, self.seconds, self.noise_s = 0, 0, 0.0, 0.0
 

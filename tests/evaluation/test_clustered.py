@@ -10,8 +10,15 @@ from scipy import stats
 
 from upslope.errors import DataError
 from upslope.evaluation import student_t
-from upslope.evaluation.clustered import cluster_bootstrap, cluster_sums, clustered_mean
-from upslope.evaluation.exact_tests import exact_test, unanimous_p, unanimous_radius
+from upslope.evaluation.clustered import (
+    cluster_bootstrap,
+    cluster_sums,
+    clustered_mean,
+    crossed_mean,
+    mostly_alike,
+    with_imagined,
+)
+from upslope.evaluation.exact_tests import exact_test
 from upslope.evaluation.multiplicity import holm, non_inferiority_p
 from upslope.evaluation.planning import detectable, plan, prompts_to_detect, samples_unpaired
 
@@ -126,13 +133,30 @@ def test_exact_tests_keep_their_level_where_pairs_are_few():
     assert rejected <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 500)
 
 
-def test_equal_values_bound_what_was_not_seen():
-    """The rule of three: were a share of 3 / n of all prompts unlike, n prompts would have shown one in 95%."""
-    radius = unanimous_radius(300, spread=1.0, confidence=0.95)
-    assert radius == pytest.approx(3 / 300, rel=0.01)
-    assert (1 - radius) ** 300 == pytest.approx(0.05)
-    assert unanimous_p(300, spread=1.0, shift=radius) == pytest.approx(0.05)
-    assert unanimous_p(300, spread=1.0, shift=-0.1) == 1.0
+def test_two_imagined_prompts_are_the_adjusted_interval_for_paired_proportions():
+    """Bonett & Price's formula: p = (count + 1) / (n + 2); where nothing differs, near the rule of three."""
+    for won, lost, n in ((3, 1, 50), (0, 0, 300)):
+        values = np.repeat([1.0, -1.0, 0.0], [won, lost, n - won - lost])
+        found = clustered_mean(*with_imagined(values, None, low=-1.0, high=1.0))
+        p, q = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+        assert found.estimate == pytest.approx(p - q)
+        assert found.se**2 * (n + 1) == pytest.approx(p + q - (p - q) ** 2)
+    assert found.bounds(0.95)[1] == pytest.approx(3 / 300, rel=0.1)
+
+
+def test_imagined_clusters_have_the_mean_size():
+    values, clusters = with_imagined(np.zeros(6), np.array([9, 9, 9, 4, 4, 4]), low=-1.0, high=2.0)
+    sums, sizes = cluster_sums(values, clusters)
+    assert sums.tolist() == [0.0, 0.0, -3.0, 6.0]
+    assert sizes.tolist() == [3, 3, 3, 3]
+
+
+def test_mostly_alike():
+    assert mostly_alike(np.full(2, 0.1 + 0.2))
+    assert mostly_alike(np.repeat([0.3, 0.1 + 0.2, 1.0], [40, 40, 79])), "rounding makes no difference"
+    assert not mostly_alike(np.repeat([0.0, 1.0], [40, 40]))
+    assert not mostly_alike(np.repeat([0.0, 1.0], [900, 100])), "a hundred that differ are enough"
+    assert mostly_alike(np.repeat([0.0, 1.0], [900, 100]), np.arange(1_000) // 2), "but not in fifty documents"
 
 
 def test_holm_is_the_sequential_rejection():
@@ -202,11 +226,37 @@ def test_what_gives_no_standard_error_is_refused():
         cluster_bootstrap(np.ones(4), np.arange(3))
     with pytest.raises(DataError, match="difference to detect is 0"):
         prompts_to_detect(0.0, sd=1.0)
+    with pytest.raises(DataError, match="the reward is constant"):
+        prompts_to_detect(0.1, sd=math.inf)
     with pytest.raises(DataError, match=r"power 1\.0"):
         prompts_to_detect(0.1, sd=1.0, power=1.0)
 
 
-def test_sums_of_clusters_in_the_order_of_their_names():
+def test_sums_of_clusters_in_the_order_in_which_they_appear():
     sums, sizes = cluster_sums(np.array([[1.0, 2.0, 4.0, 8.0]]), np.array([3, 1, 3, 2]))
-    assert sums.tolist() == [[2.0, 8.0, 5.0]]
-    assert sizes.tolist() == [1, 1, 2]
+    assert sums.tolist() == [[5.0, 2.0, 8.0]]
+    assert sizes.tolist() == [2, 1, 1]
+
+
+def test_seeds_crossed_with_prompts_have_the_variance_of_both():
+    """x = a_s + b_p + e_sp: E[se^2] is var(a)/S + var(b)/n + 2 var(e)/(S n), the last one counted twice."""
+    generator, seeds, prompts, repetitions = np.random.default_rng(0), 4, 30, 3_000
+    found, covered = np.empty(repetitions), 0
+    for repetition in range(repetitions):
+        x = generator.normal(0, 0.1, (seeds, 1)) + generator.normal(0, 0.5, (1, prompts))
+        mean = crossed_mean(x + generator.normal(0, 0.4, (seeds, prompts)))
+        low, high = mean.bounds(0.95)
+        found[repetition] = float(mean.se) ** 2
+        covered += bool(low <= 0.0 <= high)
+    expected = 0.1**2 / seeds + 0.5**2 / prompts + 2 * 0.4**2 / (seeds * prompts)
+    assert abs(found.mean() - expected) <= 3 * found.std() / math.sqrt(repetitions)
+    assert 0.94 <= covered / repetitions <= 0.98
+
+
+def test_one_seed_is_a_mean_over_prompts_and_equal_seeds_have_no_variance_of_their_own():
+    values, clusters = np.random.default_rng(1).random((1, 12)), np.arange(12) // 2
+    one, plain = crossed_mean(values, clusters), clustered_mean(values[0], clusters)
+    assert (one.estimate, one.se, one.df) == (plain.estimate, plain.se, plain.df)
+    three = crossed_mean(np.repeat(values, 3, 0), clusters)
+    assert float(three.se) == pytest.approx(float(plain.se))
+    assert three.df == pytest.approx(plain.df)

@@ -16,8 +16,9 @@ from upslope.estimators import gae, leave_one_out, row_ids
 from upslope.evaluation.arms import Arm
 from upslope.evaluation.estimates import ADVANTAGE, CRITIC, VALUE, VALUES, estimate, fit, read
 from upslope.evaluation.estimators import judge_estimators
-from upslope.evaluation.evaluate import sampling_of
+from upslope.evaluation.sources import sampling_of
 from upslope.policies.loading import CRITIC_FILE, load_critic
+from upslope.recipe import Recipe
 from upslope.rewards import Scorer
 from upslope.tasks import Task
 
@@ -64,10 +65,15 @@ def arm(run):
 
 
 @pytest.fixture(scope="module")
-def rollouts(arm):
+def sampling(run):
+    return sampling_of(Recipe.load(run.recipe_path))
+
+
+@pytest.fixture(scope="module")
+def rollouts(arm, sampling):
     task = task_of()
     with Scorer(task.terms, timeout_s=10, isolation="none") as scorer:
-        return scorer.score(arm.answer(task.prompts[:8], samples=3, sampling=sampling_of(arm.recipe), seed=3))
+        return scorer.score(arm.answer(task.prompts[:8], samples=3, sampling=sampling, seed=3))
 
 
 def test_the_critic_is_the_runs(run, arm, make_policy, tmp_path):
@@ -87,14 +93,13 @@ def test_the_critic_is_the_runs(run, arm, make_policy, tmp_path):
         load_critic(policy, tmp_path / "broken.safetensors")
 
 
-def test_readings_are_the_policys_own(arm, rollouts):
+def test_readings_are_the_policys_own(arm, rollouts, sampling):
     """Values and bootstrap as scoring gives them row by row; a state's actions have mean 0 under the policy."""
-    setting = sampling_of(arm.recipe)
-    found = read(arm.policy, arm.policy, rollouts, sampling=setting, critic=True)
+    found = read(arm.policy, arm.policy, rollouts, sampling=sampling, critic=True)
     values, ends = [], []
     with torch.no_grad():
         for row in range(found.batch.num_rows):
-            scores = arm.policy.score(found.batch.select([row]), sampling=setting, values=True)
+            scores = arm.policy.score(found.batch.select([row]), sampling=sampling, values=True)
             values.append(scores.values)
             ends.append(scores.bootstrap)
         (logits,) = arm.policy.distributions(found.batch.select([0]))
@@ -107,9 +112,9 @@ def test_readings_are_the_policys_own(arm, rollouts):
     assert_close(found.actions[: len(expected)], expected, rtol=0, atol=1e-5)
 
 
-def test_estimates_are_those_of_the_library(arm, rollouts):
+def test_estimates_are_those_of_the_library(arm, rollouts, sampling):
     """Of the critic GAE with its own bootstrap, of fitted values without one; returns less the others' mean."""
-    readings = read(arm.policy, arm.policy, rollouts, sampling=sampling_of(arm.recipe), critic=True)
+    readings = read(arm.policy, arm.policy, rollouts, sampling=sampling, critic=True)
     heads = fit(readings, gamma=0.9, seed=1)
     found = {one.name: one for one in estimate(readings, heads, gamma=0.9, lams=[0.0, 0.95], n_step=4)}
     batch, rewards = readings.batch, readings.batch.rewards.double()
@@ -143,7 +148,7 @@ def test_a_run_is_judged_on_every_place(run, tmp_path):
         assert len(set(names)) == len(names) == 22
     document = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert document["shown"] == "held-out prompts"
-    text = found.markdown()
+    text = found.document().markdown()
     assert "## On held-out prompts" in text
     assert text.count("| GAE(0.95), critic |") == 4
     again = judge_estimators(run, task_of(), other=task_of(name="another"), **SMALL)
@@ -205,5 +210,5 @@ def test_one_held_out_prompt_is_said_to_be_too_few(run):
     few = Task(prompts=list(task.prompts), eval_prompts=list(task.eval_prompts)[:1], reward=letters, name="few")
     found = judge_estimators(run, few, **SMALL)
     assert found.places[1].problem == "there is one prompt only, and an interval needs two"
-    assert "held-out prompts: there is one prompt only" in found.markdown()
+    assert "held-out prompts: there is one prompt only" in found.document().markdown()
     assert str(found).startswith(("least error on training prompts", "nothing can be said of the error on training"))

@@ -15,14 +15,18 @@ from faults import page, trials
 from faults.processes import survivors
 from faults.table import TABLE
 from faults.verdict import Fault, NotSurvivedError, Verdict, check
+from upslope.rewards.sandbox.confinement import missing
 
 ROOT = Path(page.__file__).parents[1]
 COUNTS = {  # the table of faults: what is injected how often
     "kill-while-saving": 30, "kill-at-random": 10, "disk-full": 10, "truncated": 20, "flipped": 20, "sigterm": 20,
-    "sigint-twice": 4, "read-only": 4, "missing": 4, "stale-lock": 4, "non-finite": 60, "reward": 28, "rollouts": 12,
-    "data-lines": 20, "memory": 3, "model-mismatch": 6, "checkpoint-mismatch": 3,
+    "sigint-twice": 4, "read-only": 4, "missing": 4, "stale-lock": 4, "non-finite": 60, "reward": 28, "program": 16,
+    "rollouts": 12, "data-lines": 20, "memory": 3, "model-mismatch": 6, "checkpoint-mismatch": 3,
 }  # fmt: skip
 
+
+LACKS = missing()
+ROWS = [fault for fault in TABLE if fault.name != "program" or not LACKS]
 
 pytestmark = pytest.mark.timeout(600)  # a busy machine takes minutes for half a minute of work
 
@@ -32,7 +36,7 @@ def told(tmp_path_factory):
     """What the command says of one injection of each row, in a fresh process."""
     here = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path_factory.mktemp("faults"))}
     environment = {**os.environ, **here}
-    command = [sys.executable, "-m", "faults", "--each", "1"]
+    command = [sys.executable, "-m", "faults", "--each", "1", "--fault", *(fault.name for fault in ROWS)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580, check=False)
     return done.returncode, done.stdout
 
@@ -40,13 +44,15 @@ def told(tmp_path_factory):
 @pytest.mark.parametrize("fault", TABLE, ids=lambda fault: fault.name)
 def test_survived(told, fault):
     """CHECKS 38 and the table of faults."""
+    if fault not in ROWS:
+        pytest.skip(f"this machine lacks {LACKS} for the sandbox")
     word = "refused" if fault.refused else "survived"
     assert re.search(rf"^{fault.name} +n=1 +{word}=1 ", told[1], re.MULTILINE), told[1]
 
 
 def test_last_line_counts_both_kinds(told):
-    refused = sum(fault.refused for fault in TABLE)
-    survived = len(TABLE) - refused
+    refused = sum(fault.refused for fault in ROWS)
+    survived = len(ROWS) - refused
     last = f"faults: survived={survived} injected={survived} refused={refused} tried={refused}"
     assert (told[0], told[1].splitlines()[-1]) == (0, last)
 

@@ -113,3 +113,34 @@ def test_a_model_of_several_labels_is_no_reward_model(make_policy, tmp_path):
     make_policy("tiny-bert", kind="classifier", labels=("bad", "good")).save(tmp_path)
     with pytest.raises(ModelError, match="gives 2 scores to a text, but a reward model gives one"):
         make_policy(tmp_path, kind="reward", labels=("reward",))
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2"])
+def test_token_by_token_the_head_is_read_at_every_token_of_the_completion_and_its_end(make_policy, tmp_path, name):
+    """The sum over them, with the offset each time, by plain forwards; as saved and loaded, of a causal policy's own
+    rows as well; a row alone or padded."""
+    policy = make_policy(name, kind="reward", labels=("reward",))
+    policy.judge_tokens()
+    policy.offset.fill_(-0.7)
+    policy.save(tmp_path)
+    loaded = make_policy(tmp_path, kind="reward", labels=("reward",))
+    writer = make_policy(name)
+    texts = [("say", " sea"), ("say", ""), ("once upon", " a time")]
+    rows = [loaded.demonstration(Prompt(i, content), text) for i, (content, text) in enumerate(texts)]
+    found = scores_of(loaded, rows)
+    for (content, text), row, score in zip(texts, rows, found, strict=True):
+        before = policy.tokenizer(content)["input_ids"]
+        ids = [*before, *policy.tokenizer(text, add_special_tokens=False)["input_ids"], policy.tokenizer.eos_token_id]
+        assert list(row.tokens) == ids
+        with torch.no_grad():
+            states = policy.model.base_model(torch.tensor([ids])).last_hidden_state[0, len(before) :]
+            expected = (policy.model.score(states)[:, 0] - 0.7).sum()
+        assert_close(score, expected, rtol=0, atol=1e-5)
+        if text:
+            own = loaded.written(writer.demonstration(Prompt(0, content), text))
+            assert_close(scores_of(loaded, [own])[0], expected, rtol=0, atol=1e-5)
+
+
+def test_an_encoder_judges_no_tokens(make_policy):
+    with pytest.raises(ModelError, match="is no decoder"):
+        make_policy("tiny-bert", kind="reward", labels=("reward",)).judge_tokens()

@@ -46,8 +46,9 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     contexts = []
 
     def is_problem(said: Any) -> bool:
-        """Any error or warning, but that a server which has ended cannot be reached again."""
-        return said.type in ("error", "warning") and "net::ERR_CONNECTION_REFUSED" not in said.text
+        """Any error or warning, but that a server which has ended cannot be reached again, or has no room to save."""
+        expected = ("net::ERR_CONNECTION_REFUSED", "status of 507")
+        return said.type in ("error", "warning") and not any(text in said.text for text in expected)
 
     def open_(address: str, **options: Any) -> Any:
         context = browser.new_context(viewport={"width": 1300, "height": 900}, **options)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from upslope.report.estimators import estimator_page
+from upslope.report.estimators import estimator_document
 
 HOSTILE = "</title><script>window.attacked = 1</script>"
 
@@ -71,7 +71,7 @@ def found():
 
 
 def test_text_stays_text_and_no_script_may_run(found):
-    page = estimator_page(found)
+    page = estimator_document(found).html()
     assert "<script" not in page
     assert page.count("&lt;script&gt;window.attacked") == 4  # the title twice, the sentence, a note
     assert "few &amp; rough" in page
@@ -81,7 +81,7 @@ def test_text_stays_text_and_no_script_may_run(found):
 
 
 def test_every_number_stands_in_the_tables(found):
-    page = estimator_page(found)
+    page = estimator_document(found).html()
     assert page.count("<summary>on ") == 2
     assert page.count(" open><summary>on held-out prompts") == 1
     assert page.count("<b>0.12</b> [−0.03, ∞]") == 2
@@ -91,7 +91,7 @@ def test_every_number_stands_in_the_tables(found):
 
 def test_curves_lie_where_their_numbers_are(found):
     """One decade of the error is one distance: 1, 3.16 and 10 stand at equal steps on the logarithmic axis."""
-    line = re.search(r'<polyline points="([^"]+)"', estimator_page(found)).group(1)
+    line = re.search(r'<polyline points="([^"]+)"', estimator_document(found).html()).group(1)
     points = [tuple(map(float, point.split(","))) for point in line.split()]
     (x0, y0), (x1, y1), (x2, y2) = points
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
@@ -100,7 +100,7 @@ def test_curves_lie_where_their_numbers_are(found):
 
 
 def test_the_page_opens_in_a_browser(found, open_page, tmp_path):
-    (tmp_path / "page.html").write_text(estimator_page(found))
+    (tmp_path / "page.html").write_text(estimator_document(found).html())
     shown = open_page(f"file://{tmp_path}/page.html")
     assert shown.locator("svg").count() == 4
     assert shown.locator("details[open] tbody tr").count() == 4

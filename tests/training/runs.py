@@ -61,6 +61,14 @@ CASES = {
     },
     "inverse": {"model": "tiny-llama", "method": "inverse"},
     "airl": {"model": "tiny-llama", "method": "inverse", "learner": "airl", "algorithm": "rloo", "group_size": 2},
+    "gail_token": {
+        "model": "tiny-gpt2",
+        "method": "inverse",
+        "learner": "gail",
+        "level": "token",
+        "algorithm": "ppo",
+        "group_size": 2,
+    },
     "self_play": {"model": "tiny-gpt2", "method": "preference", "preference.loss": "ipo", "pairs": "self_play"},
 }
 LABELS = {"classifier": ("sea", "sky", "fog", "oak", "ice"), "tagger": ("o", "B-a", "I-a")}

@@ -58,7 +58,8 @@ def test_an_alarm_begins_after_enough_steps_in_a_row_and_ends_after_as_many(name
 
 
 def test_every_alarm_has_its_series():
-    assert {rule.name for rule in RULES} == {*SERIES, "kl_runaway"}
+    drifts = {"reward_hacking", "length_drift", "repetition_drift", "reward_uncertainty"}  # in test_drift
+    assert {rule.name for rule in RULES} == {*SERIES, "kl_runaway", *drifts}
 
 
 def ramp(low, high):

@@ -205,7 +205,7 @@ def test_what_is_logged_is_expected_too(tmp_path, stack):
         theirs = torch.cat([frozen(torch.tensor([p.tokens])).logits for p in prompts]).log_softmax(1)
     worths = torch.tensor([WORTH[label] for label in LABELS])
     experience = gather(session, step=1)
-    metrics = policy_gradient.describe(experience, expected=True)
+    metrics = policy_gradient.describe(experience, expected=True, metric="reward")
     mean = float((logprobs.exp() @ worths).mean())
     assert metrics["reward"] == pytest.approx(mean, abs=1e-5)
     spread = float(((logprobs.exp() * (worths - mean) ** 2).sum(1)).mean().sqrt())

@@ -37,6 +37,16 @@ def train(tmp_path, **settings):
     return upslope.train(**{**given, **QUICK, **settings})
 
 
+def test_samples_name_the_weights_that_wrote_them(tmp_path):
+    """One checksum a step, another after each; an evaluation and the step after it are of the same weights."""
+    run = train(tmp_path, steps=3, every_steps=1, samples_per_step=4)
+    wrote = {step: {sample["weights"] for sample in run.samples(step)} for step in (1, 2, 3)}
+    assert [len(weights) for weights in wrote.values()] == [1, 1, 1]
+    assert len(set.union(*wrote.values())) == 3
+    for step in (0, 1, 2):
+        assert {sample["weights"] for sample in run.samples(step, kind="held_out")} == wrote[step + 1]
+
+
 @pytest.mark.parametrize("preset", ["rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo"])
 def test_constant_reward_changes_nothing(preset, tmp_path):
     """CHECKS 37: group or leave-one-out baseline, no KL, entropy bonus or decay: the same weights, bit for bit."""

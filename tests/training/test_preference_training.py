@@ -178,6 +178,17 @@ def test_online_pairs_are_judged_by_the_reward_and_raise_it(tmp_path):
     assert sum(step.get("dropped/equal scores", 0) for step in steps) == sum(step["dropped"] for step in steps) > 0
 
 
+def test_a_sample_whose_partner_failed_is_dropped_and_counted(tmp_path):
+    def sometimes(completion):
+        return float("nan") if "e" in completion else vowels(completion)
+
+    task = Task(prompts=[f"say {word}" for word in WORDS], reward=sometimes)
+    run = trained(tmp_path / "run", task, pairs="online", max_new_tokens=6, steps=4)
+    steps = run.history()
+    assert all(step["samples"] + step["dropped"] == 16 for step in steps)
+    assert sum(step.get("dropped/partner failed", 0) for step in steps) > 0
+
+
 def test_a_step_whose_pairs_are_all_equal_teaches_nothing_and_is_no_failure(tmp_path):
     task = Task(prompts=[f"say {word}" for word in WORDS], reward=lambda completion: 1.0)
     run = trained(tmp_path / "run", task, pairs="online", max_new_tokens=3, steps=2)
@@ -208,3 +219,14 @@ def test_data_of_another_form_is_refused(tmp_path):
         trained(tmp_path / "a", Task(prompts=ratings))
     with pytest.raises(DataError, match="none says good or bad"):
         trained(tmp_path / "b", Task(prompts=ratings), **{"preference.loss": "kto"})
+    rankings = [{"prompt": "a", "ranking": ["b", "c", "d"]}] * 4
+    with pytest.raises(DataError, match="needs pairs or ratings; the data has rankings"):
+        trained(tmp_path / "c", Task(prompts=rankings), **{"preference.loss": "kto"})
+
+
+def test_ratings_that_say_neither_good_nor_bad_are_counted(tmp_path):
+    rated = [{"prompt": "a", "completion": "b", "rating": r, "desirable": r > 3} for r in (1.0, 5.0)]
+    task = Task(prompts=[*rated, {"prompt": "a", "completion": "c", "rating": 3.0}])
+    run = trained(tmp_path / "run", task, **{"preference.loss": "kto"}, steps=1)
+    (event,) = run.events("judged")
+    assert (event["items"], event["neutral"]) == (2, 1)

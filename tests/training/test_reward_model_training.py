@@ -167,6 +167,16 @@ def test_settings_of_another_method_are_refused():
         Recipe.resolve({}, {"beta": 0.04})
     with pytest.raises(RecipeError, match="a reward model is made of a 'causal' or 'classifier' one"):
         Recipe.resolve({"method": "reward_model", "model": {"kind": "tagger"}})
+    for method, name, value in [
+        ("preference", "flip_rate", 0.1),
+        ("preference", "preferred", "answer"),
+        ("reward_model", "centering_coef", 0.0),
+        ("inverse", "level", "token"),
+        ("inverse", "discount", 0.9),
+    ]:
+        others = {"flip_rate": {"loss": "ipo"}, "centering_coef": {"loss": "ordinal"}, "discount": {"learner": "airl"}}
+        with pytest.raises(RecipeError, match=rf"{method}.{name} is set, but belongs to"):
+            Recipe.resolve({"method": method, method: {name: value, **others.get(name, {})}})
     assert Recipe.resolve(Recipe.resolve({"method": "preference", "preference": {"beta": 0.2}}).model_dump())
 
 

@@ -9,25 +9,37 @@ from typing import Annotated, Literal, cast
 import typer
 from rich.console import Console
 
+from upslope.cli import asked
+from upslope.cli.asked import chosen
+
+_OF_MODELS = (
+    *("task", "options", "num_prompts", "samples", "max_new_tokens", "temperature", "kind", "ensembles"),
+    *("look_every", "control"),
+)
+"""What a log cannot be told any more."""
+
 
 def compare(
-    a: Annotated[str, typer.Argument(help="The model to compare with: a run folder, a model folder, a name.")],
+    context: typer.Context,
+    a: Annotated[
+        str,
+        typer.Argument(
+            help="The model to compare with: a run folder, a model folder, a name, A+B, or a log of lm_eval."
+        ),
+    ],
     b: Annotated[str, typer.Argument(help="The model that is judged.")],
-    task: Annotated[str | None, typer.Option(help="A task's name; by default the one of the runs.")] = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the task; may be repeated.")
-    ] = None,
-    metric: Annotated[str | None, typer.Option(help="The task's own, reward, or a reward term's name.")] = None,
-    num_prompts: Annotated[int | None, typer.Option(min=1, help="How many held-out prompts; all by default.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Answers to each prompt; needs a temperature.")] = 1,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")] = 0.0,
-    kind: Annotated[
-        str, typer.Option(help="Of models that are no runs: causal, seq2seq, classifier, tagger.")
-    ] = "causal",
-    cluster: Annotated[str | None, typer.Option(help="A column that says which prompts hang together.")] = None,
-    margin: Annotated[float | None, typer.Option(help="A difference smaller than this is a tie.")] = None,
-    confidence: Annotated[float, typer.Option(min=0.5, max=0.999)] = 0.95,
+    task: asked.TaskName = None,
+    options: asked.TaskOptions = None,
+    metric: asked.Metric = None,
+    num_prompts: asked.NumPrompts = None,
+    samples: asked.Samples = 1,
+    max_new_tokens: asked.MaxNewTokens = None,
+    temperature: asked.Temperature = 0.0,
+    kind: asked.Kind = "causal",
+    ensembles: asked.Ensembles = "vote",
+    cluster: asked.Cluster = None,
+    margin: asked.Margin = None,
+    confidence: asked.Confidence = 0.95,
     look_every: Annotated[
         int | None, typer.Option(min=1, help="Look after so many prompts, and stop once sure.")
     ] = None,
@@ -38,48 +50,69 @@ def compare(
     control: Annotated[
         str | None, typer.Option(help="A model whose log-ratio to A takes luck out; B itself, say.")
     ] = None,
-    detect: Annotated[
-        float | None, typer.Option(help="Say how many prompts it takes to find such a difference.")
+    filter_name: Annotated[
+        str | None, typer.Option("--filter", help="Of logs: which of the harness's filters read the answers.")
     ] = None,
-    power: Annotated[float, typer.Option(min=0.5, max=0.999, help="How often --detect is to find it.")] = 0.8,
-    seed: Annotated[int, typer.Option()] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of words.")] = False,
-    save: Annotated[Path | None, typer.Option(help="Where to write it: .md for Markdown, else JSON.")] = None,
+    detect: asked.Detect = None,
+    power: asked.Power = 0.8,
+    seed: asked.Seed = 0,
+    as_json: asked.AsJson = False,
+    save: asked.Save = None,
 ) -> None:
-    """Compare two models on a task's held-out prompts: better, worse, tied or undecided, with an interval."""
-    from upslope.errors import RecipeError
-    from upslope.evaluation.compare import compare as find
-    from upslope.recipe import parse_override
-    from upslope.report.run import write_text
+    """Compare two models on a task's held-out prompts: better, worse, tied or undecided, with an interval.
 
-    if method not in (None, "t", "asymptotic", "betting"):
-        raise RecipeError(f"there is no method {method!r}; it is t, asymptotic or betting")
-    found = find(
-        a,
-        b,
-        task,
-        options=dict(parse_override(text) for text in options or []),
-        metric=metric,
-        num_prompts=num_prompts,
-        samples=samples,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        kind=kind,
-        cluster=cluster,
-        margin=margin,
-        confidence=confidence,
-        look_every=look_every,
-        method=cast(Literal["t", "asymptotic", "betting"] | None, method),
-        bounds=bounds,
-        control=control,
-        seed=seed,
-    )
-    document = json.dumps(found.as_dict())
+    Two files samples_*.jsonl of lm_eval --log_samples are compared as they are.
+    """
+    from upslope.evaluation.compare import compare as find
+    from upslope.evaluation.ensembles import candidate
+    from upslope.evaluation.logs import compare_logs
+    from upslope.recipe import parse_override
+    from upslope.report import document
+
+    by = cast(Literal["vote", "average"], chosen("way to answer together", ensembles, ("vote", "average")))
+    if method is not None:
+        chosen("method", method, ("t", "asymptotic", "betting"))
+    how = cast(Literal["t", "asymptotic", "betting"] | None, method)
+    if Path(a).is_file() or Path(b).is_file():
+        _check_logs(context)
+        found = compare_logs(
+            a,
+            b,
+            metric=metric,
+            filter_name=filter_name,
+            cluster=cluster,
+            margin=margin,
+            confidence=confidence,
+            method=how or "t",
+            bounds=bounds,
+            seed=seed,
+        )
+    else:
+        found = find(
+            candidate(a, by=by),
+            candidate(b, by=by),
+            task,
+            options=dict(parse_override(text) for text in options or []),
+            metric=metric,
+            num_prompts=num_prompts,
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            kind=kind,
+            cluster=cluster,
+            margin=margin,
+            confidence=confidence,
+            look_every=look_every,
+            method=how,
+            bounds=bounds,
+            control=control,
+            seed=seed,
+        )
     if save is not None:
-        write_text(save, found.markdown() if save.suffix == ".md" else document + "\n")
+        document.save(save, found.document(), found.as_dict())
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
-        console.print(document, markup=False)
+        console.print(json.dumps(found.as_dict()), markup=False)
         return
     console.print(str(found), markup=False)
     for name, value in found.rows():
@@ -91,3 +124,17 @@ def compare(
         console.print(
             f"to find a difference of {detect:g} in {power:.0%} of such comparisons: {needed} prompts", markup=False
         )
+
+
+def _check_logs(context: typer.Context) -> None:
+    """Raises: RecipeError for an option that only models can be told."""
+    from upslope.errors import RecipeError
+
+    sources = {name: context.get_parameter_source(name) for name in _OF_MODELS}
+    typed = [
+        name.replace("_", "-")
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    ]
+    if typed:
+        raise RecipeError(f"a log is answered already; leave out {', '.join(f'--{name}' for name in typed)}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from upslope.cli import asked
+from upslope.cli.asked import chosen
 
 if TYPE_CHECKING:
     from upslope.evaluation.intervals import Interval
@@ -21,27 +24,25 @@ _SHOWN = 8
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A run folder, a model folder, a hub id or an embedded name.")],
-    task: Annotated[str | None, typer.Option(help="A task's name; by default the one of the run folder.")] = None,
-    options: Annotated[
-        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the task; may be repeated.")
-    ] = None,
-    num_prompts: Annotated[int | None, typer.Option(min=1, help="How many held-out prompts; all by default.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    task: asked.TaskName = None,
+    options: asked.TaskOptions = None,
+    num_prompts: asked.NumPrompts = None,
+    max_new_tokens: asked.MaxNewTokens = None,
     temperature: Annotated[
         float | None, typer.Option(min=0.0, help="0, the default, decodes greedily; with --estimators the run's own.")
     ] = None,
+    kind: asked.Kind = "causal",
+    ensembles: asked.Ensembles = "vote",
     beams: Annotated[int | None, typer.Option(min=1, help="Decode by beam search of this width instead.")] = None,
     length_penalty: Annotated[float, typer.Option(help="Beams score log p / length^this.")] = 1.0,
-    seed: Annotated[int, typer.Option()] = 0,
-    detect: Annotated[
-        float | None, typer.Option(help="Say how many prompts it takes to find such a difference.")
-    ] = None,
-    power: Annotated[float, typer.Option(min=0.5, max=0.999, help="How often --detect is to find it.")] = 0.8,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of words.")] = False,
+    seed: asked.Seed = 0,
+    detect: asked.Detect = None,
+    power: asked.Power = 0.8,
+    as_json: asked.AsJson = False,
     save: Annotated[
         Path | None,
         typer.Option(
-            help="Where to write it all; RUN/evaluation.json for a run, or RUN/estimators.html, .md and .json."
+            help="Where to write it: .html, .md, else JSON; RUN/evaluation.json of a run, RUN/estimators.* all three."
         ),
     ] = None,
     estimators: Annotated[
@@ -61,54 +62,49 @@ def evaluate(
     With --estimators: how near estimates of the advantage (GAE, Monte Carlo, advantage heads, ...) are to the truth.
     """
     from upslope.errors import RecipeError
+    from upslope.evaluation.ensembles import candidate
     from upslope.evaluation.evaluate import evaluate as measure
     from upslope.recipe import parse_override
-    from upslope.report.run import write_text
+    from upslope.report import document
 
     task_options = dict(parse_override(text) for text in options or [])
-    asked = {"branches": branches, "other": other_task, "shifted": shifted}
+    of_estimators = {"branches": branches, "other": other_task, "shifted": shifted}
     if estimators:
         if beams is not None or detect is not None:
             raise RecipeError("--beams and --detect are about a metric; leave them out beside --estimators")
         sampled = {"num_prompts": num_prompts, "max_new_tokens": max_new_tokens, "temperature": temperature}
-        given = {name: value for name, value in {**asked, **sampled}.items() if value is not None}
-        _judge(model, task, save, as_json=as_json, options=task_options, seed=seed, **given)
+        given = {name: value for name, value in {**of_estimators, **sampled}.items() if value is not None}
+        _judge(model, task, save, as_json=as_json, options=task_options, kind=kind, seed=seed, **given)
         return
-    if any(value is not None for value in asked.values()):
+    if any(value is not None for value in of_estimators.values()):
         raise RecipeError("--branches, --other-task and --shifted go with --estimators")
+    by = cast(Literal["vote", "average"], chosen("way to answer together", ensembles, ("vote", "average")))
     result = measure(
-        model,
+        candidate(model, by=by),
         task,
         num_prompts=num_prompts,
         max_new_tokens=max_new_tokens,
         temperature=temperature or 0.0,
         beams=beams,
         length_penalty=length_penalty,
+        kind=kind,
         seed=seed,
         options=task_options,
     )
-    document = result.as_dict()
+    numbers = result.as_dict()
     plan = None if detect is None else result.plan(detect, power=power)
     if plan is not None:
-        document["plan"] = dataclasses.asdict(plan)
+        numbers["plan"] = dataclasses.asdict(plan)
     target = save or (Path(model) / "evaluation.json" if (Path(model) / "recipe.toml").is_file() else None)
     if target is not None:
-        write_text(target, json.dumps(document, indent=1) + "\n")
+        document.save(target, result.document(model), numbers)
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
-        console.print(json.dumps(document), markup=False)
+        console.print(json.dumps(numbers), markup=False)
         return
-    interval, measured = result.interval, result.measurement
-    failed = measured.num_failed
-    console.print(
-        f"{result.metric} = {interval.estimate:.3f}, 95% interval [{interval.low:.3f}, {interval.high:.3f}], "
-        f"{len(measured.values)} prompts" + (f", {failed} could not be scored" if failed else ""),
-        markup=False,
-    )
-    if result.cut:
-        console.print(f"{result.cut} prompts are longer than what the model reads: their ends were cut")
-    for reason, count in result.skipped.items():
-        console.print(f"{count} left out: {reason}", markup=False)
+    console.print(str(result), markup=False)
+    for note in result.notes():
+        console.print(note, markup=False)
     if plan is not None:
         console.print(
             f"to find a difference of {plan.effect:g} between two models in {plan.power:.0%} of comparisons: "
@@ -121,26 +117,23 @@ def evaluate(
 
 
 def _judge(model: str, task: str | None, save: Path | None, *, as_json: bool, **settings: Any) -> None:
-    """Judge advantage estimators; three files of one name, and the sentence."""
+    """Judge advantage estimators; unless one file is named, a page, Markdown and JSON; and the sentence."""
     from upslope.evaluation.estimators import judge_estimators
-    from upslope.report.estimators import estimator_page
-    from upslope.report.run import write_text
+    from upslope.report import document
 
     found = judge_estimators(model, task, **settings)
-    document = found.as_dict()
     folder = Path(model) if (Path(model) / "recipe.toml").is_file() else Path()
-    stem = (save or folder / "estimators.html").with_suffix("")
-    texts = {".html": estimator_page(document), ".md": found.markdown(), ".json": json.dumps(document, indent=1) + "\n"}
-    for suffix, text in texts.items():
-        write_text(Path(f"{stem}{suffix}"), text)
+    paths = [save] if save is not None else [folder / f"estimators{ending}" for ending in (".html", ".md", ".json")]
+    for path in paths:
+        document.save(path, found.document(), found.as_dict())
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
-        console.print(json.dumps(document), markup=False)
+        console.print(json.dumps(found.as_dict()), markup=False)
         return
     console.print(str(found), markup=False)
     for note in found.notes:
         console.print(f"note: {note}", markup=False)
-    console.print(f"{stem}.html, .md, .json", markup=False)
+    console.print(", ".join(map(str, paths)), markup=False)
 
 
 def _show(console: Console, report: LabelReport) -> None:

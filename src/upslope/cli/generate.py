@@ -29,7 +29,7 @@ def generate(
     """Write continuations of a prompt."""
     from upslope.engines.choice import engine_for
     from upslope.engines.engine import Engine
-    from upslope.evaluation.evaluate import policy_to_sample, sampling_of, source_and_recipe
+    from upslope.evaluation.sources import policy_to_sample, sampling_of, source_and_recipe
     from upslope.recipe import Recipe
     from upslope.records import Message, Prompt
     from upslope.search.beam import BeamEngine

@@ -19,9 +19,12 @@ from upslope.cli import (
     predict,
     presets,
     quickstart,
+    rate,
     report,
     resume,
+    select,
     train,
+    tune,
     watch,
 )
 from upslope.errors import UpslopeError
@@ -39,9 +42,12 @@ app.command()(resume.resume)
 app.command()(generate.generate)
 app.command()(evaluate.evaluate)
 app.command()(compare.compare)
+app.command()(select.select)
+app.command()(tune.tune)
 app.command()(predict.predict)
 app.command()(report.report)
 app.command()(watch.watch)
+app.command()(rate.rate)
 app.command()(presets.presets)
 app.command()(init.init)
 app.command()(doctor.doctor)

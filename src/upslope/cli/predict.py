@@ -23,7 +23,7 @@ def predict(
     import dataclasses
 
     from upslope.engines.choice import engine_for
-    from upslope.evaluation.evaluate import policy_to_sample, sampling_of, source_and_recipe
+    from upslope.evaluation.sources import policy_to_sample, sampling_of, source_and_recipe
     from upslope.recipe import Recipe
     from upslope.report.run import write_text
     from upslope.tasks.prompts import usable

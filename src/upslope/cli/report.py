@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +32,7 @@ def report(
     summaries = [summary(run) for run in opened]
     title = " · ".join([*(one["name"] for one in summaries), "upslope"])
     path = output or opened[0].folder / "report.html"
-    write_text(path, page({"runs": summaries, "live": False}, title=title))
+    write_text(path, page({"runs": summaries, "over_seeds": over_seeds(opened), "live": False}, title=title))
     Console().print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -45,6 +47,32 @@ def summary(run: Run) -> dict[str, Any]:
     if not (shown["steps"] or shown["rollouts"] or shown["notes"] or shown["held_out"]["curve"]):
         raise RecordError(f"{run.folder} has logged nothing yet, so there is nothing to report")
     return shown
+
+
+def over_seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Of runs by one recipe but for the seed and the folder: which they are, and their learning curve."""
+    from upslope.evaluation.held_out import curve
+    from upslope.evaluation.learning_curves import learning_curve
+
+    alike: dict[str, list[int]] = {}
+    for place, run in enumerate(runs):
+        alike.setdefault(_but_for_the_seed(run), []).append(place)
+    found = []
+    for places in alike.values():
+        curves = [curve(list(runs[place].events("evaluate"))) for place in places]
+        if len(places) > 1 and set.intersection(*({one.step for one in measured} for measured in curves)):
+            over = [[one.step, *_numbers(one.interval)] for one in learning_curve([curves])]
+            found.append({"runs": places, "curve": over})
+    return found
+
+
+def _but_for_the_seed(run: Run) -> str:
+    if not run.recipe_path.is_file():
+        return str(run.folder)
+    recipe = tomllib.loads(run.recipe_toml)
+    recipe.pop("run", None)
+    recipe.get("training", {}).pop("seed", None)
+    return json.dumps(recipe, sort_keys=True, default=str)
 
 
 def held_out(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

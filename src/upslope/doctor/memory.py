@@ -19,7 +19,7 @@ from upslope.doctor.live import LiveBytes
 from upslope.doctor.load import Load
 from upslope.doctor.machine import GIB, available_bytes, resident_bytes
 from upslope.engines.local import LocalEngine
-from upslope.evaluation.evaluate import sampling_of
+from upslope.evaluation.sources import sampling_of
 from upslope.policies.causal import CausalPolicy
 from upslope.policies.linear_head import chunk_rows
 from upslope.policies.loading import count_weights

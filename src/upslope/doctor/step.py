@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from upslope import losses
 from upslope.engines.engine import Engine
-from upslope.evaluation.evaluate import sampling_of
+from upslope.evaluation.sources import sampling_of
 from upslope.policies.policy import Policy
 from upslope.recipe import Recipe
 from upslope.records import Batch, Rollout, collate
@@ -52,7 +52,9 @@ def dry_step(recipe: Recipe, policy: Policy, engine: Engine, task: Task, *, prom
     recipe = recipe.model_copy(update={"training": smaller})
     with _session(recipe, policy, engine, task) as session, timed() as seconds:
         experience = gather(session, step=1)
-        metrics: dict[str, Any] = dict(describe(experience, expected=recipe.algorithm.expected))
+        metrics: dict[str, Any] = dict(
+            describe(experience, expected=recipe.algorithm.expected, metric=task.metric_name)
+        )
         state = dataclasses.replace(session.state, step=1)
         if not experience.rollouts:
             return DryStep(metrics | attempt(session, experience, state)[1], (), torch.zeros(0))

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from upslope.errors import DataError
 from upslope.evaluation import student_t
-from upslope.evaluation.arms import Model
 from upslope.evaluation.compare import compare
 from upslope.evaluation.comparison import Comparison
+from upslope.evaluation.ensembles import Candidate
 from upslope.evaluation.intervals import Interval
 from upslope.evaluation.multiplicity import holm
 from upslope.evaluation.paired import Difference
+from upslope.evaluation.sources import Model
+from upslope.evaluation.trial import Asked
 from upslope.tasks import Task
 
 
@@ -30,18 +32,26 @@ class AcrossTasks:
 
 
 def compare_across(
-    a: Model, b: Model, tasks: Sequence[Task | str], *, margin: float, confidence: float = 0.95, **settings: Any
+    a: Candidate,
+    b: Candidate,
+    tasks: Sequence[Task | str],
+    *,
+    margin: float,
+    confidence: float = 0.95,
+    bounds: tuple[float, float] | None = None,
+    control: Model | None = None,
+    **asked: Unpack[Asked],
 ) -> AcrossTasks:
     """`compare` on each task, the mean difference over tasks, and non-inferiority on every one of them.
 
-    Tasks count alike and are independent. settings: those of `compare`, but for looking: each task is answered whole.
-    Raises: DataError without a task or for settings that look; and as `compare` does.
+    Tasks count alike and are independent; each is answered whole, for a t interval. Other settings are those of
+    `compare`.
+    Raises: DataError without a task; and as `compare` does.
     """
     if not tasks:
         raise DataError("there is no task to compare on")
-    if {"look_every", "method"} & settings.keys():
-        raise DataError("across tasks each comparison is one look with a t interval; leave out look_every and method")
-    found = [compare(a, b, task, margin=margin, confidence=confidence, **settings) for task in tasks]
+    how: dict[str, Any] = {"margin": margin, "confidence": confidence, "bounds": bounds, "control": control}
+    found = [compare(a, b, task, **how, **asked) for task in tasks]
     worse, macro = combined([each.difference for each in found], confidence=confidence)
     return AcrossTasks(tuple(found), macro, worse, max(worse) <= 1.0 - confidence)
 
@@ -50,13 +60,16 @@ def combined(differences: Sequence[Difference], *, confidence: float) -> tuple[t
     """Holm's p-values of non-inferiority by task, and the mean difference with its t interval.
 
     se = sqrt(sum se_k^2) / K, with Satterthwaite's degrees of freedom.
-    Raises: DataError where no task's difference varies.
+    Raises: DataError where a task's reward is constant and unbounded.
     Source: Welch 1947.
     """
     variances = [each.se**2 for each in differences]
     total = sum(variances)
-    if not total:
-        raise DataError("no prompt of any task tells the models apart, so there is no interval over tasks")
+    constant = [number for number, each in enumerate(differences, 1) if not math.isfinite(each.se)]
+    if constant:
+        raise DataError(
+            f"the reward of task {constant[0]} is constant, so there is no interval over tasks; give bounds"
+        )
     df = total**2 / sum(v**2 / each.df for v, each in zip(variances, differences, strict=True))
     estimate = sum(each.estimate for each in differences) / len(differences)
     half = student_t.quantile(0.5 + confidence / 2, df) * math.sqrt(total) / len(differences)

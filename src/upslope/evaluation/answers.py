@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from upslope.errors import RewardError
-from upslope.evaluation.arms import Arm, Critic
+from upslope.evaluation.arms import Arm, EnsembleArm
+from upslope.evaluation.critic import Critic
 from upslope.evaluation.paired import Pairs
 from upslope.policies.sampling import Sampling
 from upslope.records import Prompt, Rollout
@@ -25,7 +26,7 @@ class Answers:
 
     def __init__(
         self,
-        arms: Sequence[Arm],
+        arms: Sequence[Arm | EnsembleArm],
         scorer: Scorer,
         *,
         metric: str,
@@ -95,7 +96,7 @@ class Answers:
             )
         return found
 
-    def _scored(self, arm: Arm, prompts: Sequence[Prompt]) -> list[Rollout]:
+    def _scored(self, arm: Arm | EnsembleArm, prompts: Sequence[Prompt]) -> list[Rollout]:
         rollouts = arm.answer(prompts, samples=self._samples, sampling=self._sampling)
         started = time.perf_counter()
         scored = self._scorer.score(rollouts)
@@ -112,6 +113,6 @@ class Answers:
         if self._critic is None:
             return [0.0] * len(scored)
         started = time.perf_counter()
-        found = self._critic.controls(scored, self.arms[index].policy, sampling=self._sampling)
+        found = self._critic.controls(scored, self.arms[index].policies[0], sampling=self._sampling)
         self.added_s += time.perf_counter() - started
         return found

@@ -73,9 +73,9 @@ def decide(
     tokens, started = arm.tokens, time.perf_counter()
     listed = all(rollout.stop_reason == "action" and len(rollout.actions) == 1 for rollout in kept)
     if listed:
-        found, known = _listed(arm, scorer, kept, sampling), named
+        found = _listed(arm, scorer, kept, sampling)
         complete = np.isfinite(found)
-        truth = Truth.exact(found[complete], known[complete])
+        truth = Truth.exact(found[complete], named[complete])
     else:
         after, state = _returns(
             arm, scorer, kept, step, gamma, branches=branches, sampling=sampling, seed=seed + _BRANCH_SEED
@@ -87,9 +87,9 @@ def decide(
     if missing := int((~complete).sum()):
         left_out["a branch that could not be scored"] = missing
     row = np.flatnonzero(complete)
-    return Decisions(
-        kept, row, step[row], truth, dict(left_out), row_tokens, arm.tokens - tokens, time.perf_counter() - started
-    )
+    branched = 0 if listed else arm.tokens - tokens  # a list of answers samples none of them
+    spent = time.perf_counter() - started
+    return Decisions(kept, row, step[row], truth, dict(left_out), row_tokens, branched, spent)
 
 
 def discounted(rewards: Sequence[float], start: int, gamma: float) -> float:

@@ -1,4 +1,4 @@
-"""What a comparison found, in Python, JSON and Markdown."""
+"""What a comparison found, in Python, in JSON and as a document."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from upslope.evaluation.intervals import Interval
 from upslope.evaluation.paired import Difference, Verdict
 from upslope.evaluation.planning import prompts_to_detect
+from upslope.report.document import Bars, Document, Table
 
 _SAYS: Mapping[Verdict, str] = {
     "better": "{b} is better than {a}",
@@ -36,7 +37,7 @@ class Comparison:
     names, means: of a and b, over the same prompts. difference: see paired.Difference. looks: in turn; the last one is
     the result. common_numbers: whether the two shared their random numbers. notes name every fallback and what was left
     out. Seconds: generating_s in the models, noise_s of it in drawing from their distributions, scoring_s in rewards,
-    added_s in what the comparison itself took, its control included.
+    added_s in what the comparison itself took, its control included. Answers that were logged before took no tokens.
     """
 
     names: tuple[str, str]
@@ -81,14 +82,25 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file; what is infinite is None."""
-        found: dict[str, Any] = _finite({"verdict": self.verdict, **dataclasses.asdict(self)})
+        found: dict[str, Any] = finite({"verdict": self.verdict, **dataclasses.asdict(self)})
         return found
 
-    def markdown(self) -> str:
-        """The sentence, a table and the notes."""
-        rows = [("", *self.names), (self.metric, *(f"{mean:.4f}" for mean in self.means))]
-        tables = [_table(rows), _table([("of the difference", ""), *self.rows()])]
-        return "\n\n".join([f"**{self}**", *tables, *(f"- {note}" for note in self.notes)]) + "\n"
+    def document(self) -> Document:
+        """To be read: the sentence, the models, the difference, every look and the notes."""
+        a, b = self.names
+        found = self.difference
+        means = [(name, f"{mean:.4f}") for name, mean in zip(self.names, self.means, strict=True)]
+        bars = [(f"interval ({found.method})", found.interval)]
+        if found.bootstrap is not None:
+            bars.append(("interval (bootstrap)", found.bootstrap))
+        if len(self.looks) > 1:
+            bars = [(f"after {look.num_prompts} prompts, {look.verdict}", look.interval) for look in self.looks]
+        blocks: list[Table | Bars] = [
+            Table("Models", [("model", self.metric), *means]),
+            Bars("Difference", [(name, i.estimate, i.low, i.high) for name, i in bars], digits=4),
+            Table("Figures", [("of the difference", ""), *self.rows()]),
+        ]
+        return Document(f"{b} beside {a} on {self.task}", str(self), blocks, self.notes)
 
     def rows(self) -> list[tuple[str, str]]:
         """The figures of the difference with their names."""
@@ -106,21 +118,17 @@ class Comparison:
             rows.append((f"p (worse by {found.margin:g})", f"{found.non_inferiority:.4f}"))
         if found.control_share is not None:
             rows.append(("variance left by the control", f"{found.control_share:.2f}"))
-        plain = found.num_samples_unpaired
-        saved = "" if plain is None else f"; unpaired averaging needs {plain:.0f} for this standard error"
-        rows.append(("samples", f"{found.num_samples}{saved}"))
-        rows.append(("seconds", f"{self.generating_s:.1f} generating, {self.added_s:.2f} comparing"))
+        saved = f"unpaired averaging needs {found.num_samples_unpaired:.0f} for this standard error"
+        rows.append(("samples", f"{found.num_samples}; {saved}"))
+        if self.generating_s:
+            rows.append(("seconds", f"{self.generating_s:.1f} generating, {self.added_s:.2f} comparing"))
         return rows
 
 
-def _table(rows: list[Any]) -> str:
-    lines = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with None in place of numbers that JSON does not have."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

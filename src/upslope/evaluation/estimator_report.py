@@ -1,4 +1,4 @@
-"""What was found of advantage estimators, in Python, JSON and Markdown."""
+"""What was found of advantage estimators, as numbers; report.estimators says how they are read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from upslope.evaluation.advantage_error import Agreement, effective_clusters, re
 from upslope.evaluation.branching import Decisions
 from upslope.evaluation.estimates import MIXED, ROWS
 from upslope.evaluation.intervals import Interval
+from upslope.report.document import Document
+from upslope.report.estimators import estimator_document
 
 HELD_OUT, TRAINING = "held-out prompts", "training prompts"
 FIGURES: Mapping[str, tuple[str, str]] = {
@@ -140,18 +142,9 @@ class EstimatorReport:
         said = {"sentence": str(self), "shown": self.judged[0].name, "figures": FIGURES}
         return found | said | {"costs": self.costs(), "where": self.where()}
 
-    def markdown(self) -> str:
-        """The sentence, a table of each place, the costs, the places and the notes."""
-        parts = [f"# Advantage estimators: {self.model} on {self.task}", f"**{self}**"]
-        parts += ["\n".join(f"- **{name}**: {about}" for name, about in FIGURES.values())]
-        head = ("estimator", *(name for name, _ in FIGURES.values()))
-        for place in self.judged:
-            rows = [(one.name, *(_shown(getattr(one.agreement, f)) for f in FIGURES)) for one in place.estimators]
-            parts += [f"## On {place.name}", _table([head, *rows])]
-        parts += ["## What it costs", _table(self.costs()), "## Where", _table(self.where())]
-        said = [*(f"{family}: absent, because {why}" for family, why in self.absent.items()), *self.notes]
-        said += [f"{place.name}: {place.problem}" for place in self.places if place.problem]
-        return "\n\n".join([*parts, *(f"- {note}" for note in said)]) + "\n"
+    def document(self) -> Document:
+        """To be read: the sentence, the errors drawn, every figure at each place, the costs, the places."""
+        return estimator_document(self.as_dict())
 
     def costs(self) -> list[tuple[str, ...]]:
         """A table by family: what has to be sampled and fitted before, and what an estimate takes then."""
@@ -202,11 +195,6 @@ def placed(name: str, num_prompts: int, decisions: Decisions, judged: tuple[Judg
 
 def _shown(interval: Interval | None) -> str:
     return "–" if interval is None else f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    lines = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from upslope.algorithm import AlgorithmSettings
 from upslope.errors import DataError, RecipeError
 from upslope.estimators import row_starts
 from upslope.evaluation.advantage_error import Truth, agreements
-from upslope.evaluation.arms import Arm, Model, clusters_of, name_of, same_actions, shuffled
+from upslope.evaluation.arms import Arm, clusters_of, same_actions, shuffled
 from upslope.evaluation.branching import Decisions, decide
 from upslope.evaluation.estimates import (
     CRITIC,
@@ -31,7 +31,7 @@ from upslope.evaluation.estimates import (
     read,
 )
 from upslope.evaluation.estimator_report import HELD_OUT, TRAINING, EstimatorReport, Fit, Judged, Place, placed
-from upslope.evaluation.evaluate import sampling_of, source_and_recipe, task_to_evaluate
+from upslope.evaluation.sources import Model, name_of, sampling_of, source_and_recipe, task_to_evaluate
 from upslope.policies.loading import CRITIC_FILE
 from upslope.policies.sampling import Sampling
 from upslope.recipe import Recipe
@@ -96,15 +96,16 @@ def judge_estimators(
     branches: int = 16,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
+    kind: str = "causal",
     seed: int = 0,
 ) -> EstimatorReport:
     """How far advantage estimators are from the true advantages of a model's policy, and what each costs.
 
-    model, task, options: as in evaluate.evaluate. Sampled at the run's temperature unless another is given, num_prompts
-    prompts a place, `rows` rows each; of every row one decision, whose true advantage is measured by `branches` new
-    ends after its action and as many before it. Heads are fitted on four times as many training prompts. other: a task
-    to try them on besides; shifted: a model whose rows they are tried on, by default the same one at 1.5 times the
-    temperature.
+    model, task, options, kind: as in evaluate.evaluate. Sampled at the run's temperature unless another is given,
+    num_prompts prompts a place, `rows` rows each; of every row one decision, whose true advantage is measured by
+    `branches` new ends after its action and as many before it. Heads are fitted on four times as many training prompts.
+    other: a task to try them on besides; shifted: a model whose rows they are tried on, by default the same one at 1.5
+    times the temperature.
     Raises: RecipeError for settings that leave nothing to estimate; DataError where every advantage is 0 at every
     place, or there are fewer than two prompts to fit on; ModelError.
     """
@@ -112,7 +113,7 @@ def judge_estimators(
     source, recipe = source_and_recipe(model)
     task = task_to_evaluate(recipe, task, options or {})
     critic, reason = _critic_of(Path(source), recipe)
-    settings = recipe or Recipe.resolve({})
+    settings = recipe or Recipe.resolve({"model": {"kind": kind}})
     arm = Arm(model, kind=settings.model.kind, labels=task.labels, critic=critic, seed=seed)
     sampling = _sampling(settings, temperature, max_new_tokens)
     another = None if other is None else task_to_evaluate(None, other, {})
@@ -247,7 +248,7 @@ def _shifted(
         hotter = _SHIFT * sampling.temperature
         return f"at temperature {hotter:g}", arm, dataclasses.replace(sampling, temperature=hotter)
     other = Arm(model, kind=recipe.model.kind, labels=task.labels, seed=seed)
-    if not same_actions(arm.policy, other.policy):
+    if not same_actions(arm, other):
         raise RecipeError(f"{other.name} has another tokenizer or other labels, so that its rows cannot be judged")
     return f"rows of {other.name}", other, sampling
 

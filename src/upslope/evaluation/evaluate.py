@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from upslope.engines.choice import engine_for
-from upslope.engines.engine import Engine
-from upslope.errors import DataError, ModelError, RecipeError
+from upslope.errors import DataError, RecipeError
+from upslope.evaluation.arms import arm_of, first_recipe
+from upslope.evaluation.ensembles import Candidate, Ensemble
 from upslope.evaluation.intervals import Interval, mean_interval
 from upslope.evaluation.labels import LabelReport, label_report
-from upslope.evaluation.metrics import Measurement, measure
+from upslope.evaluation.metrics import Measurement, measured
 from upslope.evaluation.planning import Plan, plan
-from upslope.policies.loading import CRITIC_FILE, load_critic, load_policy
-from upslope.policies.policy import ReadablePolicy
-from upslope.policies.sampling import Sampling
+from upslope.evaluation.sources import decoding, task_to_evaluate
 from upslope.recipe import Recipe
-from upslope.report.run import Run
+from upslope.report.document import Bars, Document
 from upslope.rewards import Scorer
 from upslope.search.beam import BeamEngine
-from upslope.tasks import Task, task_of
-from upslope.tasks.loading import IN_MEMORY
+from upslope.tasks import Task
 from upslope.tasks.prompts import usable
 
 
@@ -54,9 +50,33 @@ class Evaluation:
         summary |= {"cut": self.cut, "skipped": dict(self.skipped)}
         return summary | ({} if self.labels is None else {"labels": dataclasses.asdict(self.labels)})
 
+    def __str__(self) -> str:
+        found, failed = self.interval, self.measurement.num_failed
+        lost = f", {failed} could not be scored" if failed else ""
+        bounds = f"[{found.low:.3f}, {found.high:.3f}]"
+        return (
+            f"{self.metric} = {found.estimate:.3f}, 95% interval {bounds}, {len(self.measurement.values)} prompts{lost}"
+        )
+
+    def notes(self) -> list[str]:
+        """What was not read or left out."""
+        cut = [f"{self.cut} prompts are longer than what the model reads: their ends were cut"] if self.cut else []
+        return [*cut, *(f"{count} left out: {reason}" for reason, count in self.skipped.items())]
+
+    def document(self, title: str) -> Document:
+        """To be read: the sentence, the metric, and of labels each one's F1."""
+        blocks = [Bars(self.metric, [(title, self.interval.estimate, self.interval.low, self.interval.high)])]
+        if self.labels is not None:
+            tables = [("F1 of labels", self.labels.table), ("F1 of entities", self.labels.entities)]
+            for name, table in tables:
+                rows = [] if table is None else [(row.name, row.f1) for row in table.classes]
+                rows += [] if table is None else [("macro", table.macro), ("micro", table.micro)]
+                blocks += [Bars(name, [(row, i.estimate, i.low, i.high) for row, i in rows])] if rows else []
+        return Document(title, str(self), blocks, self.notes())
+
 
 def evaluate(
-    model: str | Path | Run,
+    model: Candidate,
     task: Task | str | None = None,
     *,
     options: Mapping[str, Any] | None = None,
@@ -65,104 +85,34 @@ def evaluate(
     temperature: float = 0.0,
     beams: int | None = None,
     length_penalty: float = 1.0,
+    kind: str = "causal",
     seed: int = 0,
 ) -> Evaluation:
     """The task's metric of a model on the task's held-out prompts, with a 95% interval over prompts.
 
-    model: a run (then task, rewards, stop strings and length are the run's own unless given), a model folder, a hub id
-    or an embedded name. task: a Task, or a task's name with its options. Temperature 0 decodes greedily.
-    beams: decode by beam search of this width instead; see search.beam.BeamEngine for its length_penalty.
+    model: a run (then task, rewards, stop strings and length are the run's own unless given), a model folder, a hub id,
+    an embedded name, or an Ensemble of these; kind is that of models that are no runs. task: a Task, or a task's name
+    with its options. Temperature 0 decodes greedily. beams: decode by beam search of this width instead; see
+    search.beam.BeamEngine for its length_penalty.
     Raises: RecipeError when no task is named; DataError when it has no held-out prompts; ModelError; RewardError when
     no prompt could be scored.
     """
-    source, recipe = source_and_recipe(model)
+    recipe = first_recipe([model])
     task = task_to_evaluate(recipe, task, options or {})
-    prompts = task.eval_prompts[:num_prompts]
-    if not prompts:
+    if not task.eval_prompts[:num_prompts]:
         raise DataError(f"task {task.name!r} has no held-out prompts to evaluate on")
+    if beams is not None and isinstance(model, Ensemble):
+        raise RecipeError("an ensemble's members answer by sampling or greedily; leave out beams")
     settings = recipe or Recipe.resolve({})
-    sampling = dataclasses.replace(sampling_of(settings), temperature=temperature)
-    if max_new_tokens is not None:
-        sampling = dataclasses.replace(sampling, max_new_tokens=max_new_tokens)
-    policy = policy_to_sample(source, settings, labels=task.labels, seed=seed)
-    engine: Engine = engine_for(policy, settings.engine.model_dump())
-    if beams is not None:
-        engine = BeamEngine(width=beams, length_penalty=length_penalty)
-    engine.load(policy, version=0)
-    prompts, lost = usable(prompts, policy.encode, strict=task.strict)
-    encoded, reward = [policy.encode(prompt) for prompt in prompts], settings.reward
-    with Scorer(task.terms, timeout_s=reward.timeout_s, isolation=reward.isolation) as scorer:
-        measured = measure(engine, encoded, scorer, metric=task.metric_name, sampling=sampling, seed=seed)
+    sampling = decoding(settings, temperature=temperature, max_new_tokens=max_new_tokens)
+    engine = None if beams is None else BeamEngine(width=beams, length_penalty=length_penalty)
+    arm = arm_of(model, kind=kind, labels=task.labels, seed=seed, engine=engine)
+    prompts, lost = usable(task.eval_prompts[:num_prompts], arm.encode, strict=task.strict)
+    with Scorer(task.terms, timeout_s=settings.reward.timeout_s, isolation=settings.reward.isolation) as scorer:
+        scored = scorer.score(arm.answer(prompts, samples=1, sampling=sampling))
+    found = measured(scored, metric=task.metric_name)
     labels = None
     if task.labels and task.label_column is not None:
-        labels = label_report(measured.rollouts, labels=task.labels, column=task.label_column)
-    cut, skipped = sum(policy.cuts(prompt) for prompt in prompts), Counter(task.skipped) + lost
-    return Evaluation(task.metric_name, mean_interval(list(measured.values.values())), measured, labels, cut, skipped)
-
-
-def source_and_recipe(model: str | Path | Run) -> tuple[str, Recipe | None]:
-    """What to load, and the recipe where the model is a run (or a run's folder)."""
-    folder = model.folder if isinstance(model, Run) else Path(model)
-    if not (folder / "recipe.toml").is_file():
-        return str(model), None
-    run = Run.open(folder)
-    if not (run.model_path / "config.json").is_file():
-        raise ModelError(f"{folder} has no final model yet: {run.model_path} is written when training ends")
-    recipe = Recipe.load(run.recipe_path)
-    if recipe.method == "reward_model":
-        raise ModelError(
-            f"{folder} holds a reward model, which writes nothing; its accuracy stands in the run's evaluations, and "
-            f"as a reward it is named 'model:{folder}'"
-        )
-    return str(run.model_path), recipe
-
-
-def policy_to_sample(
-    source: str, recipe: Recipe, *, labels: Sequence[str] = (), critic: str | None = None, seed: int
-) -> ReadablePolicy:
-    """A policy of the recipe's kind without reference, in its precision and on its device; with the critic that lies
-    beside its model where the critic's kind is given.
-
-    Raises: ModelError where it cannot be loaded.
-    """
-    policy = load_policy(
-        source,
-        kind=recipe.model.kind,
-        labels=labels,
-        max_length=recipe.model.max_length,
-        mark_case=recipe.model.mark_case,
-        critic=critic,
-        keep_reference=False,
-        dtype=recipe.model.dtype,
-        lora=None,
-        freeze=(),
-        gradient_checkpointing=False,
-        device=recipe.model.device,
-        seed=seed,
-    )
-    if critic is not None:
-        load_critic(policy, Path(source) / CRITIC_FILE)
-    return policy
-
-
-def sampling_of(recipe: Recipe) -> Sampling:
-    """The distribution a recipe trains on."""
-    settings = recipe.sampling
-    return Sampling(settings.temperature, settings.top_k, settings.top_p, settings.max_new_tokens, settings.stop)
-
-
-def task_to_evaluate(recipe: Recipe | None, task: Task | str | None, options: Mapping[str, Any]) -> Task:
-    """The task given or named, by default the recipe's own; with the recipe's rewards where the task is its own.
-
-    Raises: RecipeError when there is neither, or a Task object comes with options.
-    """
-    if isinstance(task, Task):
-        if options:
-            raise RecipeError(f"the task is a Task object, which takes no options, but got {', '.join(options)}")
-        return task_of(recipe, task) if recipe is not None and recipe.task.name == IN_MEMORY else task
-    if recipe is None and task is None:
-        raise RecipeError("the model is no run, so a task must be named to evaluate on")
-    if recipe is None or task not in (None, recipe.task.name):
-        return task_of(Recipe.resolve({"task": {"name": task, "options": dict(options)}}))
-    own = recipe.task.model_copy(update={"options": {**recipe.task.options, **options}})
-    return task_of(recipe.model_copy(update={"task": own}))
+        labels = label_report(found.rollouts, labels=task.labels, column=task.label_column)
+    cut, skipped = sum(arm.cuts(prompt) for prompt in prompts), Counter(task.skipped) + lost
+    return Evaluation(task.metric_name, mean_interval(list(found.values.values())), found, labels, cut, skipped)

@@ -50,18 +50,3 @@ def _binomial(count: int, surplus: int) -> float:
     if surplus == 0:
         return 1.0
     return min(1.0, sum(math.comb(count, heads) for heads in range(fewest, count + 1)) / (1 << (count - 1)))
-
-
-def unanimous_radius(num: int, *, spread: float, confidence: float) -> float:
-    """(1 - alpha^(1/n)) spread: how far the mean may lie from n independent values that are all equal.
-
-    More than a share of 1 - alpha^(1/n) of all prompts would have shown at least one other among n, and none lies
-    further off than spread. About 3 spread / n at 95%, the "rule of three".
-    Source: Hanley & Lippman-Hand 1983, "If nothing goes wrong, is everything all right?".
-    """
-    return float((1.0 - (1.0 - confidence) ** (1.0 / num)) * spread)
-
-
-def unanimous_p(num: int, *, spread: float, shift: float) -> float:
-    """(1 - shift / spread)^n: the chance of n equal values where the mean lies `shift` or more away from them."""
-    return float(max(0.0, 1.0 - shift / spread) ** num) if shift > 0.0 and spread > 0.0 else 1.0

@@ -45,7 +45,12 @@ def measure(
     The same seed, prompts and sampling decode in the same way whatever the weights, so two measurements are paired.
     Raises: RewardError when no prompt could be scored.
     """
-    rollouts = scorer.score(engine.sample(prompts, group_size=1, sampling=sampling, seed=seed))
+    scored = scorer.score(engine.sample(prompts, group_size=1, sampling=sampling, seed=seed))
+    return measured(scored, metric=metric)
+
+
+def measured(rollouts: Sequence[Rollout], *, metric: str) -> Measurement:
+    """What scored rollouts, one a prompt, say of the metric. Raises: RewardError when none could be scored."""
     values = {
         rollout.prompt.id: rollout.metrics[metric]
         for rollout in rollouts

@@ -9,9 +9,18 @@ from typing import Literal
 import numpy as np
 
 from upslope.errors import DataError
-from upslope.evaluation.clustered import ClusteredMean, cluster_bootstrap, cluster_sums, clustered_mean
+from upslope.evaluation.clustered import (
+    FEW,
+    ClusteredMean,
+    cluster_bootstrap,
+    cluster_sums,
+    clustered_mean,
+    mostly_alike,
+    num_clusters,
+    with_imagined,
+)
 from upslope.evaluation.control import without_luck
-from upslope.evaluation.exact_tests import ExactTest, exact_test, unanimous_p, unanimous_radius
+from upslope.evaluation.exact_tests import ExactTest, exact_test
 from upslope.evaluation.intervals import Interval
 from upslope.evaluation.multiplicity import non_inferiority_p
 from upslope.evaluation.planning import samples_unpaired
@@ -20,14 +29,15 @@ from upslope.evaluation.sequences import FIRST_LOOK, asymptotic_radius, betting_
 Method = Literal["t", "asymptotic", "betting"]
 Verdict = Literal["better", "worse", "tied", "undecided"]
 
-FEW = 100
-"""Below so many clusters with a difference a verdict also needs an exact test."""
+LEAST_FOR_CONTROL = 20
+"""Clusters from which a control's coefficient is fitted: from fewer, a useless control can make things far worse."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """Rewards of two models on the same n prompts: a [n, k] and b [n, l], from k and l samples a prompt.
 
+    In the order in which they were answered, by which a betting sequence holds at every look.
     clusters [n] names what each prompt belongs to (a document; by default itself). controls [n, q] have mean 0 whatever
     the prompt (see control.centred), and are averaged over its samples.
     """
@@ -48,11 +58,12 @@ class Pairs:
 class Difference:
     """J(b) - J(a) with standard error, interval and verdict.
 
-    interval is what `method` gives; bootstrap (of clusters) stands beside a t interval, unless all differences are
-    equal. test: the exact test, where few clusters differ. non_inferiority: p-value against "b is worse by the margin",
-    of a t interval. num_samples counts both models' samples, num_samples_unpaired what plain averaging over independent
-    prompts needs for the same se (None where that is 0). sd: of one prompt's difference, clusters allowed for.
-    control_share: variance that the control left. notes name every fallback and why.
+    interval is what `method` gives; bootstrap (of clusters) stands beside a t interval, unless most differences are
+    equal: then se and interval allow for two prompts that were not seen (see clustered.with_imagined), and are infinite
+    where nothing is known of the reward's range. test: the exact test, where few clusters differ. non_inferiority:
+    p-value against "b is worse by the margin", of a t interval. num_samples counts both models' samples,
+    num_samples_unpaired what plain averaging over independent prompts needs for the same se. sd: of one prompt's
+    difference, clusters allowed for. control_share: variance that the control left. notes name every fallback and why.
     """
 
     estimate: float
@@ -68,7 +79,7 @@ class Difference:
     num_prompts: int
     num_clusters: int
     num_samples: int
-    num_samples_unpaired: float | None
+    num_samples_unpaired: float
     sd: float
     control_share: float | None
     notes: tuple[str, ...]
@@ -93,28 +104,22 @@ def difference(
     Raises: DataError with one prompt, rewards that are not finite or out of bounds, or a method without what it needs.
     """
     _check(pairs, method, bounds, margin)
-    values, share = _adjusted(pairs)
-    mean = clustered_mean(values, pairs.clusters)
-    unanimous = bool(np.ptp(values) <= 1e-12 * max(1.0, float(np.abs(values).max())))
-    spread = _spread(pairs, bounds)
-    notes = []
-    if unanimous and method != "betting":
-        interval, note = _unanimous(mean, spread, confidence)
-        notes.append(note)
-    else:
-        interval = _interval(pairs, values, mean, method, confidence, bounds, tuned_for)
+    values, share, notes = _adjusted(pairs)
+    mean, alike, note = _mean(pairs, values, bounds)
+    estimate, se = float(values.mean()), float(mean.se)
     test = bootstrap = worse = None
     if method == "t":
-        if not unanimous:  # which any resample would be as well
-            resampled = cluster_bootstrap(values, pairs.clusters, confidence=confidence, seed=seed)
-            bootstrap = Interval(float(mean.estimate), *resampled)
         test = _exact_test(pairs, seed)
-        worse = None if margin is None else _worse(mean, margin, spread, unanimous)
+        if not alike:  # else many resamples would hold none of the few that differ
+            resampled = cluster_bootstrap(values, pairs.clusters, confidence=confidence, seed=seed)
+            bootstrap = Interval(estimate, *resampled)
+        if margin is not None:
+            worse = non_inferiority_p(float(mean.estimate), se, mean.df, margin=margin)
     if test is not None:
-        notes.append(f"fewer than {FEW} prompts differ, so a verdict also needs the exact {test.name} test")
-    se = 0.0 if unanimous else float(mean.se)
+        note = (*note, f"fewer than {FEW} prompts differ, so a verdict also needs the exact {test.name} test")
+    interval = Interval(estimate, *_interval(pairs, values, mean, method, confidence, bounds, tuned_for))
     return Difference(
-        estimate=float(mean.estimate),
+        estimate=estimate,
         se=se,
         df=mean.df,
         interval=interval,
@@ -125,23 +130,40 @@ def difference(
         test=test,
         non_inferiority=worse,
         num_prompts=len(values),
-        num_clusters=mean.num_clusters,
+        num_clusters=num_clusters(pairs.clusters, len(values)),
         num_samples=pairs.a.size + pairs.b.size,
-        num_samples_unpaired=samples_unpaired(_variance(pairs.a), _variance(pairs.b), se) if se else None,
+        num_samples_unpaired=samples_unpaired(_variance(pairs.a), _variance(pairs.b), se),
         sd=se * math.sqrt(len(values)),
         control_share=share,
-        notes=tuple(notes),
+        notes=(*notes, *note),
     )
 
 
-def _adjusted(pairs: Pairs) -> tuple[np.ndarray, float | None]:
-    """The differences without what the controls explain, and the share of their variance that is left."""
+def _adjusted(pairs: Pairs) -> tuple[np.ndarray, float | None, tuple[str, ...]]:
+    """The differences without what the controls explain, the share of their variance that is left, and a note."""
     values = pairs.differences
     if pairs.controls is None:
-        return values, None
+        return values, None, ()
+    if num_clusters(pairs.clusters, len(values)) < LEAST_FOR_CONTROL:
+        return values, None, (f"the control was left out: its coefficient takes {LEAST_FOR_CONTROL} prompts",)
     adjusted = without_luck(values, pairs.controls, pairs.clusters)
     before = float(np.var(values))
-    return adjusted, float(np.var(adjusted)) / before if before else None
+    return adjusted, float(np.var(adjusted)) / before if before else None, ()
+
+
+def _mean(
+    pairs: Pairs, values: np.ndarray, bounds: tuple[float, float] | None
+) -> tuple[ClusteredMean, bool, tuple[str, ...]]:
+    """The mean of the differences, whether these are mostly alike, and what was done about it."""
+    if not mostly_alike(pairs.differences, pairs.clusters):
+        return clustered_mean(values, pairs.clusters), False, ()
+    low, high = bounds or (min(pairs.a.min(), pairs.b.min()), max(pairs.a.max(), pairs.b.max()))
+    if high == low:
+        note = "the reward is constant: it cannot tell the models apart; give bounds=... to bound it"
+        unknown = ClusteredMean(values.mean(), np.array(math.inf), 1.0, num_clusters(pairs.clusters, len(values)))
+        return unknown, True, (note,)
+    mean = clustered_mean(*with_imagined(values, pairs.clusters, low=low - high, high=high - low))
+    return mean, True, ("most prompts show the same difference: the interval allows for two that were not seen",)
 
 
 def _exact_test(pairs: Pairs, seed: int) -> ExactTest | None:
@@ -158,20 +180,19 @@ def _interval(
     confidence: float,
     bounds: tuple[float, float] | None,
     tuned_for: float | None,
-) -> Interval:
-    estimate = float(mean.estimate)
+) -> tuple[float, float]:
+    if method == "betting":
+        assert bounds is not None
+        sums, sizes = cluster_sums(values, pairs.clusters)
+        width = bounds[1] - bounds[0]
+        low, high = betting_bounds((sums / sizes / width + 1.0) / 2.0, confidence=confidence)
+        return (2.0 * float(low) - 1.0) * width, (2.0 * float(high) - 1.0) * width
     if method == "t":
         low, high = mean.bounds(confidence)
-        return Interval(estimate, float(low), float(high))
-    if method == "asymptotic":
-        radius = asymptotic_radius(mean.num_clusters, confidence=confidence, tuned_for=tuned_for or mean.num_clusters)
-        half = float(radius * mean.se)
-        return Interval(estimate, estimate - half, estimate + half)
-    assert bounds is not None
-    sums, sizes = cluster_sums(values, pairs.clusters)
-    width = bounds[1] - bounds[0]
-    low, high = betting_bounds((sums / sizes / width + 1.0) / 2.0, confidence=confidence)
-    return Interval(estimate, (2.0 * float(low) - 1.0) * width, (2.0 * float(high) - 1.0) * width)
+        return float(low), float(high)
+    count = mean.num_clusters
+    half = float(asymptotic_radius(count, confidence=confidence, tuned_for=tuned_for or count) * mean.se)
+    return float(mean.estimate) - half, float(mean.estimate) + half
 
 
 def _verdict(interval: Interval, margin: float | None, test: ExactTest | None, confidence: float) -> Verdict:
@@ -183,29 +204,6 @@ def _verdict(interval: Interval, margin: float | None, test: ExactTest | None, c
     if margin is not None and -margin < interval.low and interval.high < margin:
         return "tied"
     return "undecided"
-
-
-def _unanimous(mean: ClusteredMean, spread: float, confidence: float) -> tuple[Interval, str]:
-    """The interval where every prompt shows the same difference, and the note that says so."""
-    estimate = float(mean.estimate)
-    if not spread:
-        everywhere = Interval(estimate, -math.inf, math.inf)
-        return everywhere, "the reward is constant: it cannot tell the models apart; give bounds=... to bound it"
-    half = unanimous_radius(mean.num_clusters, spread=spread, confidence=confidence)
-    note = "every prompt shows the same difference: the interval is by the share of prompts that may yet be unlike"
-    return Interval(estimate, estimate - half, estimate + half), note
-
-
-def _worse(mean: ClusteredMean, margin: float, spread: float, unanimous: bool) -> float:
-    if unanimous:
-        return unanimous_p(mean.num_clusters, spread=spread, shift=float(mean.estimate) + margin)
-    return non_inferiority_p(float(mean.estimate), float(mean.se), mean.df, margin=margin)
-
-
-def _spread(pairs: Pairs, bounds: tuple[float, float] | None) -> float:
-    """How far a prompt's difference may lie from the one found: by the bounds, else by the rewards that were seen."""
-    low, high = bounds or (min(pairs.a.min(), pairs.b.min()), max(pairs.a.max(), pairs.b.max()))
-    return float(high - low + abs(pairs.differences.mean())) if high > low else 0.0
 
 
 def _variance(rewards: np.ndarray) -> float:
@@ -222,7 +220,7 @@ def _check(pairs: Pairs, method: Method, bounds: tuple[float, float] | None, mar
         raise DataError(f"the models answered {len(pairs.a)} and {len(pairs.b)} prompts; a pair needs both answers")
     if margin is not None and not margin > 0.0:
         raise DataError(f"the margin is {margin}; it must be above 0")
-    clusters = len(pairs.a) if pairs.clusters is None else len(np.unique(pairs.clusters))
+    clusters = num_clusters(pairs.clusters, len(pairs.a))
     if clusters < 2:
         raise DataError(f"there are {len(pairs.a)} prompts in {clusters} cluster: no interval without two at least")
     if method == "asymptotic" and clusters < FIRST_LOOK:

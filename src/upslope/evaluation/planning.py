@@ -45,10 +45,12 @@ def prompts_to_detect(effect: float, *, sd: float, power: float = 0.8, confidenc
 
     sd is the standard deviation of one prompt's difference. For an unpaired comparison, where each model answers n
     prompts of its own, it is sqrt(sd_a^2 + sd_b^2).
-    Raises: DataError for an effect, power or confidence out of range.
+    Raises: DataError for an effect, power or confidence out of range, or an sd that is not known (a constant reward).
     Source: Chow, Shao & Wang 2008, "Sample Size Calculations in Clinical Research", section 3.2.
     """
     _check(effect, power, confidence)
+    if not math.isfinite(sd):
+        raise DataError("the reward is constant, so its spread is not known and no number of prompts can be planned")
     if sd == 0.0:
         return 2
     n = (sum(map(NormalDist().inv_cdf, (0.5 + confidence / 2, power))) * sd / effect) ** 2

@@ -43,6 +43,17 @@ def betting_log_capital(values: np.ndarray, mean: np.ndarray | float, *, confide
     return capital
 
 
+def log_capital_above(values: np.ndarray, mean: float, *, confidence: float) -> np.ndarray:
+    """log of what a gambler on more than `mean` has after all the values [..., n] in [0, 1], who started with 1: [...].
+
+    K+ of `betting_log_capital` alone: where the mean is `mean` or less, whatever came before, E[K+] is at most 1.
+    Source: as `betting_log_capital`.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    capital: np.ndarray = _log_capital(values, _bets(values, confidence), np.asarray(mean))[..., -1]
+    return capital
+
+
 def betting_bounds(values: np.ndarray, *, confidence: float) -> tuple[np.ndarray, np.ndarray]:
     """The means [...] that no gambler has yet become rich against, by the values [..., n] in [0, 1]: (low, high).
 

@@ -40,7 +40,7 @@ def inverse_q_rewards(
     """r(s, a) = Q(s, a) - gamma V(s') [M]: the reward under which Q is the soft-optimal action value.
 
     Arguments as in `inverse_q`. At gamma 1 the rewards of an ended row add up to V(start) + log pi(row).
-    Source: Garg et al. 2021, arXiv:2106.12142, eq. 5 (the inverse soft Bellman operator).
+    Source: Garg et al. 2021, arXiv:2106.12142 (the inverse soft Bellman operator).
     """
     action_values, values, bootstrap = promote(action_values, values, bootstrap)
     return action_values - gamma * next_values(values, num_actions, bootstrap)
@@ -87,7 +87,7 @@ def max_ent_loss(weights: Tensor, features: Tensor, expected: Tensor, base_logpr
     weights w [F] of a linear reward; features [R, F] of every row there is; expected [F], the demonstrations' mean
     features; base_logprobs [R] of the prior that a reward of 0 leaves unchanged. Its gradient is the feature gap
     E_w[features] - expected.
-    Source: Ziebart et al. 2008, "Maximum entropy inverse reinforcement learning", eq. 4 to 6.
+    Source: Ziebart et al. 2008, "Maximum entropy inverse reinforcement learning".
     """
     weights, features, expected, base_logprobs = promote(weights, features, expected, base_logprobs)
     return torch.logsumexp(base_logprobs + features @ weights, 0) - weights @ expected

@@ -48,7 +48,7 @@ def robust_dpo(
     An unbiased estimate of DPO's loss on clean labels, where each label [P] was flipped with probability e = flip_rate:
     (1 - e) times its value at the right label plus e times that at the flipped one is DPO's.
     Raises: RecipeError for a flip_rate outside [0, 1/2), at which labels say nothing.
-    Source: Chowdhury et al. 2024, arXiv:2403.00409, section 3.1.
+    Source: Chowdhury et al. 2024, arXiv:2403.00409, section 3.
     """
     if not 0.0 <= flip_rate < 0.5:
         raise RecipeError(f"flip_rate is {flip_rate}, but must lie in [0, 0.5): at a half, labels say nothing")
@@ -84,7 +84,7 @@ def kto(
     Rows need no partner: log_ratios r [B], desirable [B] bool. z = reference_kl is the KL from the reference, estimated
     by the caller from mismatched rows (see `kto_reference_kl`); it carries no gradient. l is desirable_weight or
     undesirable_weight; weigh the two kinds so that l times their number is about equal.
-    Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7.
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306, section 4.1.
     """
     (log_ratios,) = promote(log_ratios)
     anchor = reference_kl.detach() if isinstance(reference_kl, Tensor) else reference_kl

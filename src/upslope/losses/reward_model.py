@@ -32,7 +32,7 @@ def bradley_terry(
 def centering(chosen: Tensor, rejected: Tensor, *, weights: Tensor, denominator: float | Tensor) -> Tensor:
     """sum of w (chosen + rejected)^2 / denominator: pulls the mean score of pairs [P] to 0, which pairs leave open.
 
-    Source: Eisenstein et al. 2023, arXiv:2312.09244, section 2.
+    Source: Eisenstein et al. 2023, arXiv:2312.09244, eq. 2.
     """
     chosen, rejected = promote(chosen, rejected)
     return weighted_sum((chosen + rejected).square(), weights=weights, denominator=denominator)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 _NO_METRIC = frozenset({"kind", "step", "time"})
@@ -25,12 +27,14 @@ class Chart:
 
 CHARTS = (
     Chart("Reward", "", "mean score of the sampled rows, before any KL charge", ("reward", "reward_std")),
+    Chart("Gold", "", "the task's metric on the sampled rows, whether or not it is rewarded", ("gold",)),
     Chart("Loss", "nats a token", "cross-entropy of the given completions", ("loss",)),
     Chart("Parts of the reward", "", "mean raw value of each reward term", ("reward/",)),
     Chart("KL from the reference", "nats an action", "k1 estimate; how far the policy has moved", ("kl",)),
     Chart("KL of a row", "nats a row", "k1 estimate summed over the row, and its coefficient", ("kl_row", "kl_coef")),
     Chart("Entropy", "nats an action", "exact; near 0 the policy has stopped to explore", ("entropy",)),
     Chart("Length", "actions a row", "mean over the sampled rows", ("length",)),
+    Chart("Repetition", "share of 3-grams", "those that stand in their row earlier as well", ("repetition",)),
     Chart("Ended by themselves", "share of rows", "the others were cut at max_new_tokens", ("terminated",)),
     Chart("Clip fraction", "share of actions", "those whose gradient the clip removed", ("clip_fraction",)),
     Chart("Move within the step", "nats an action", "k3 estimate of new against old policy", ("policy_kl",)),
@@ -56,6 +60,25 @@ CHARTS = (
 )
 # sums and counts that a chart above already tells
 NO_CHART = ("step_s", "rollout_s", "reward_s", "tokens_per_s", "samples", "updates", "skipped")
+
+
+_MOST_POINTS = 24
+
+
+def over_optimisation(steps: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """[sqrt(KL), reward, gold] in at most 24 points, each the mean of equally many steps of neighbouring KL.
+
+    KL is that of a row from the frozen start, in nats; below 0, as its estimate may be, it counts as 0. Empty where no
+    step has all three. Source: Gao et al. 2023, arXiv:2210.10760, figure 1.
+    """
+    names = ("kl_row", "reward", "gold")
+    known = [
+        [float(step[name]) for name in names] for step in steps if all(_is_number(step.get(name)) for name in names)
+    ]
+    points = sorted([math.sqrt(max(0.0, kl)), *both] for kl, *both in known if all(map(math.isfinite, (kl, *both))))
+    count = min(_MOST_POINTS, len(points))
+    ends = [len(points) * place // count for place in range(count + 1)] if count else []
+    return [[fmean(column) for column in zip(*points[a:b], strict=True)] for a, b in pairwise(ends)]
 
 
 def metrics_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:

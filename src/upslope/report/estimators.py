@@ -1,13 +1,14 @@
-"""How near advantage estimators are to the truth, as one HTML page without a script: curves, intervals, costs."""
+"""How near advantage estimators are to the truth, as a document: curves, intervals, costs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from upslope.report.html import asset, escaped, filled
+from upslope.report.document import Block, Document, Table
+from upslope.report.html import escaped
 
 _COLOURS = (0, 1, 5, 9, 2, 6, 3)
 """Of the page's ten line colours, one for each family in their order."""
@@ -28,13 +29,81 @@ class _Axis:
 _CORRELATION = _Axis(lambda x: (x + 0.5) / 1.5, (-0.5, 0.0, 0.5, 1.0), 0.0)
 
 
-def estimator_page(found: Mapping[str, Any]) -> str:
-    """The page of an evaluation.estimator_report.EstimatorReport.as_dict()."""
+def estimator_document(found: Mapping[str, Any]) -> Document:
+    """What is read of an evaluation.estimator_report.EstimatorReport.as_dict()."""
+    figures = found["figures"].values()
+    blocks: list[Block] = [
+        *(_Curves(found, figure) for figure in ("error", "alignment")),
+        Table("Figures", [("figure", "what it is"), *figures]),
+        *(_Place(found, place) for place in _judged(found)),
+        Table("What it costs", found["costs"]),
+        Table("Where", found["where"]),
+    ]
     title = f"Advantage estimators: {found['model']} on {found['task']}"
-    places = [place for place in found["places"] if place["problem"] is None]
-    families = list(dict.fromkeys(one["family"] for place in places for one in place["estimators"]))
-    colours = {family: f"var(--line-{_COLOURS[i % len(_COLOURS)]})" for i, family in enumerate(families)}
-    axes = {
+    return Document(title, found["sentence"], blocks, _notes(found))
+
+
+@dataclass(frozen=True, slots=True)
+class _Curves:
+    """A figure by lambda, a chart for each place; in Markdown nothing, as the places' tables hold the numbers."""
+
+    found: Mapping[str, Any]
+    figure: str
+
+    def markdown(self) -> str:
+        return ""
+
+    def html(self) -> str:
+        places, colours = _judged(self.found), _colours(self.found)
+        name, about = self.found["figures"][self.figure]
+        charts = (_lam_chart(place, self.figure, colours, _axes(places)[self.figure]) for place in places)
+        return (
+            f"<h2>{escaped(name.capitalize())} by lambda <small>{escaped(about)}; bands are 95% intervals over prompts"
+            f'</small></h2>{_legend(colours)}<div class="charts">{"".join(charts)}</div>'
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Every figure (a column) of every estimator (a row) at a place; in HTML each as a number and a whisker."""
+
+    found: Mapping[str, Any]
+    place: Mapping[str, Any]
+
+    def markdown(self) -> str:
+        figures = self.found["figures"]
+        head = ("estimator", *(name for name, _ in figures.values()))
+        rows = [(one["name"], *(_shown(one["agreement"][f]) for f in figures)) for one in self.place["estimators"]]
+        return Table(f"On {self.place['name']}", [head, *rows]).markdown()
+
+    def html(self) -> str:
+        found, place = self.found, self.place
+        figures, axes, colours = found["figures"], _axes(_judged(found)), _colours(found)
+        head = "".join(f'<th title="{escaped(about)}">{escaped(name)}</th>' for name, about in figures.values())
+        rows = []
+        for one in place["estimators"]:
+            colour = colours[one["family"]]
+            cells = "".join(f"<td>{_whisker(one['agreement'][f], axes[f], colour)}</td>" for f in figures)
+            own = ' class="own"' if one["name"] == found["reference"] else ""
+            key = f'<i class="swatch" style="background: {colour}"></i>'
+            rows.append(f"<tr{own}><th>{key}{escaped(one['name'])}</th>{cells}</tr>")
+        table = f'<table class="judged"><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        opened = " open" if place["name"] == found["shown"] else ""
+        return f'<details class="card scroll"{opened}><summary>on {escaped(place["name"])}</summary>{table}</details>'
+
+
+def _judged(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [place for place in found["places"] if place["problem"] is None]
+
+
+def _colours(found: Mapping[str, Any]) -> dict[str, str]:
+    """Family -> its colour, in all charts and tables."""
+    families = dict.fromkeys(one["family"] for place in _judged(found) for one in place["estimators"])
+    return {family: f"var(--line-{_COLOURS[i % len(_COLOURS)]})" for i, family in enumerate(families)}
+
+
+def _axes(places: Sequence[Mapping[str, Any]]) -> dict[str, _Axis]:
+    return {
         "error": _error_axis(places),
         "more_error": _difference_axis(places),
         "alignment": _CORRELATION,
@@ -42,26 +111,6 @@ def estimator_page(found: Mapping[str, Any]) -> str:
         "rank_corrected": _CORRELATION,
         "sign": _Axis(lambda x: x, (0.0, 0.5, 1.0), 0.5),
     }
-    body = [
-        f"<p>{escaped(found['sentence'])}</p>",
-        f'<p class="quiet">{escaped(_how(found))}</p>',
-        _legend(colours),
-        *(
-            f"<h2>{escaped(found['figures'][figure][0].capitalize())} by lambda <small>"
-            f"{escaped(found['figures'][figure][1])}; bands are 95% intervals over prompts</small></h2>"
-            f'<div class="charts">{"".join(_lam_chart(place, figure, colours, axes[figure]) for place in places)}</div>'
-            for figure in ("error", "alignment")
-        ),
-        "<h2>All figures</h2>",
-        _list((f"<b>{name}</b>: {escaped(about)}" for name, about in found["figures"].values())),
-        *(_judged(place, found, axes, colours) for place in places),
-        f"<h2>What it costs</h2>{_table(found['costs'])}",
-        f"<h2>Where <small>E[A²] is what saying nothing gets wrong; noise is of the branches, and is subtracted</small>"
-        f"</h2>{_table(found['where'])}",
-        _said(found),
-    ]
-    style = asset("page.css") + asset("estimators.css")
-    return filled("plain.html", {"title": escaped(title), "style": style, "body": "\n".join(body)})
 
 
 def _how(found: Mapping[str, Any]) -> str:
@@ -152,24 +201,6 @@ def _dot(x: float, y: float, colour: str, name: str, interval: Sequence[float | 
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{escaped(label)}</title></circle>'
 
 
-def _judged(
-    place: Mapping[str, Any], found: Mapping[str, Any], axes: Mapping[str, _Axis], colours: Mapping[str, str]
-) -> str:
-    """Every figure (a column) of every estimator (a row), each as a number and a whisker."""
-    figures = found["figures"]
-    head = "".join(f'<th title="{escaped(about)}">{escaped(name)}</th>' for name, about in figures.values())
-    rows = []
-    for one in place["estimators"]:
-        colour = colours[one["family"]]
-        cells = "".join(f"<td>{_whisker(one['agreement'][f], axes[f], colour)}</td>" for f in figures)
-        own = ' class="own"' if one["name"] == found["reference"] else ""
-        key = f'<i class="swatch" style="background: {colour}"></i>'
-        rows.append(f"<tr{own}><th>{key}{escaped(one['name'])}</th>{cells}</tr>")
-    table = f'<table class="judged"><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    opened = " open" if place["name"] == found["shown"] else ""
-    return f'<details class="card scroll"{opened}><summary>on {escaped(place["name"])}</summary>{table}</details>'
-
-
 def _whisker(interval: Sequence[float | None] | None, axis: _Axis, colour: str) -> str:
     if interval is None:
         return '<span class="number">–</span>'
@@ -187,7 +218,9 @@ def _whisker(interval: Sequence[float | None] | None, axis: _Axis, colour: str) 
     )
 
 
-def _shown(interval: Sequence[float | None], *, bold: bool = False) -> str:
+def _shown(interval: Sequence[float | None] | None, *, bold: bool = False) -> str:
+    if interval is None:
+        return "–"
     estimate, low, high = ("∞" if value is None else f"{value:.2f}".replace("-", "−") for value in interval)
     return f"<b>{estimate}</b> [{low}, {high}]" if bold else f"{estimate} [{low}, {high}]"
 
@@ -200,23 +233,11 @@ def _legend(colours: Mapping[str, str]) -> str:
     return f'<p class="keys">{"".join(keys)}</p>'
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-
-    def line(tag: str, cells: Iterable[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escaped(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    lines = "".join(line("td", cells) for cells in body)
-    table = f'<table class="wide"><thead>{line("th", head)}</thead><tbody>{lines}</tbody></table>'
-    return f'<div class="card scroll">{table}</div>'
-
-
-def _said(found: Mapping[str, Any]) -> str:
-    said = [f"{family}: absent, because {why}" for family, why in found["absent"].items()]
+def _notes(found: Mapping[str, Any]) -> list[str]:
+    said = [
+        _how(found),
+        "E[A²] is what saying nothing gets wrong; the noise of A is of the branches, and is subtracted.",
+    ]
+    said += [f"{family}: absent, because {why}" for family, why in found["absent"].items()]
     said += found["notes"]
-    said += [f"{place['name']}: {place['problem']}" for place in found["places"] if place["problem"]]
-    return f"<h2>Notes</h2>{_list(map(escaped, said))}" if said else ""
-
-
-def _list(lines: Iterable[str]) -> str:
-    return '<ul class="quiet">' + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
+    return [*said, *(f"{place['name']}: {place['problem']}" for place in found["places"] if place["problem"])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
@@ -15,7 +15,18 @@ from upslope.report.curves import CHARTS, NO_CHART
 
 _FOLDER = files("upslope.report") / "page"
 _STYLES = ("vendor/uPlot.min.css", "page.css")
-_SCRIPTS = ("elements.js", "charts.js", "tokens.js", "inspector.js", "changes.js", "overview.js", "live.js")
+_SCRIPTS = (
+    "elements.js",
+    "charts.js",
+    "tokens.js",
+    "inspector.js",
+    "changes.js",
+    "overview.js",
+    "reliability.js",
+    "live.js",
+)
+_SECTIONS = ("summary", "alarms", "curves", "reliability", "time", "rollouts", "changes", "recipe", "notes")
+_RATING_SCRIPTS = ("elements.js", "rating.js")
 
 
 def page(data: Mapping[str, Any], *, title: str) -> str:
@@ -24,29 +35,59 @@ def page(data: Mapping[str, Any], *, title: str) -> str:
     Runs may hold any text: the data is inert JSON that no tag can end, scripts write it as text only, and the page's
     policy lets the browser run these very scripts (by hash) and fetch nothing from elsewhere.
     """
-    library = asset("vendor/uPlot.iife.min.js")
-    program = '"use strict";\n{\n' + "\n".join(asset(name) for name in _SCRIPTS) + "\n}"
+    shown = {**data, "charts": [asdict(c) for c in CHARTS], "no_chart": NO_CHART, "version": __version__}
+    scripts = (_asset("vendor/uPlot.iife.min.js"), _program(_SCRIPTS))
+    return _filled(shown, title=title, sections=_SECTIONS, styles=_STYLES, scripts=scripts, live=bool(data.get("live")))
+
+
+def rating_page(data: Mapping[str, Any], *, title: str) -> str:
+    """The page of `{"stars": bool, "rater": str, "path": str}`, which asks its server for questions."""
+    scripts = (_program(_RATING_SCRIPTS),)
+    return _filled(data, title=title, sections=("asked",), styles=("page.css",), scripts=scripts, live=True)
+
+
+def _filled(
+    data: Mapping[str, Any],
+    *,
+    title: str,
+    sections: Sequence[str],
+    styles: Sequence[str],
+    scripts: Sequence[str],
+    live: bool,
+) -> str:
     parts = {
-        "policy": _policy(library, program, live=bool(data.get("live"))),
+        "policy": _policy(*scripts, live=live),
         "title": escaped(title),
-        "style": "\n".join(asset(name) for name in _STYLES),
-        "data": inert_json(
-            {**data, "charts": [asdict(c) for c in CHARTS], "no_chart": NO_CHART, "version": __version__}
-        ),
-        "library": library,
-        "program": program,
+        "style": "\n".join(map(_asset, styles)),
+        "sections": "\n".join(f'<section id="{section}"></section>' for section in sections),
+        "data": inert_json(data),
+        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
-    return filled("page.html", parts)
+    head, *rest = _asset("page.html").split("{{")
+    filled = [head]
+    for part in rest:
+        name, _, plain = part.partition("}}")
+        filled += [parts[name], plain]
+    return "".join(filled)
 
 
-def filled(template: str, parts: Mapping[str, str]) -> str:
-    """An asset with each {{name}} replaced by that part."""
-    head, *sections = asset(template).split("{{")
-    pieces = [head]
-    for section in sections:
-        name, _, rest = section.partition("}}")
-        pieces += [parts[name], rest]
-    return "".join(pieces)
+def document(body: str, *, title: str, about: str = __version__) -> str:
+    """A page in the same style that runs no script; body is its HTML, with all text in it escaped."""
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<title>{escaped(title)}</title>\n'
+        f'<link rel="icon" href="data:,">\n<style>{_asset("page.css")}</style>\n</head>\n'
+        f'<body>\n<header><div class="names"><span class="mark">upslope</span><h1>{escaped(title)}</h1>'
+        f'<span class="quiet">{escaped(about)}</span></div></header>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
+    )
+
+
+def _program(names: Sequence[str]) -> str:
+    """One program of several files, whose names no other script sees."""
+    return '"use strict";\n{\n' + "\n".join(map(_asset, names)) + "\n}"
 
 
 def inert_json(value: Any) -> str:
@@ -65,12 +106,11 @@ def _policy(*scripts: str, live: bool) -> str:
     )
 
 
-def asset(name: str) -> str:
-    """The text of a file of the page's folder."""
+def _asset(name: str) -> str:
     return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 def escaped(text: str) -> str:
-    """Any text as HTML shows it."""
+    """The text with what HTML reads spelt out."""
     text = text.encode("utf-8", "replace").decode()  # a folder's name may hold what is no text
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")

@@ -37,7 +37,7 @@ def _rollout(sample: Mapping[str, Any]) -> dict[str, Any]:
         "step": sample["step"],
         "held_out": sample["kind"] == "held_out",
         "prompt_id": int(sample["prompt_id"]),
-        "prompt": _prompt(sample["prompt"]),
+        "prompt": prompt_view(sample["prompt"]),
         "group": int(sample["group"]),
         "sample": int(sample["sample"]),
         "version": int(sample["version"]),
@@ -56,7 +56,7 @@ def _rollout(sample: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _prompt(content: Any) -> str | list[list[str]]:
+def prompt_view(content: Any) -> str | list[list[str]]:
     """Plain text as it is, a chat as [role, content] pairs."""
     if isinstance(content, str):
         return content

@@ -15,7 +15,8 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 # kinds of events that stand whatever step a run is resumed from
 ABOUT_THE_FOLDER = frozenset({"resume", "stale_lock", "settings", "damaged_checkpoint"})
 _SPELT = (b'"NaN"', b'Infinity"')
-_TEXT = frozenset({"kind", "prompt", "text", "pieces", "stop_reason", "failure"})  # a model may well write "NaN"
+# a model may well write "NaN", and a person be called so
+_TEXT = frozenset({"kind", "prompt", "text", "pieces", "stop_reason", "failure", "rater"})
 
 
 def to_json(value: Any) -> Any:
@@ -101,6 +102,14 @@ class JsonLines:
             raise CheckpointError(
                 f"cannot write {self.path}: {error.strerror}; make room or make it writable, then resume the run"
             ) from error
+
+    def sync(self) -> None:
+        """Wait until what was appended is on the disk. Raises: CheckpointError naming the file where it cannot be."""
+        assert self._file is not None, "nothing was appended"
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.path}: {error.strerror}") from error
 
     def _open(self) -> int:
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)

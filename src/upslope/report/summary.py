@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from upslope.errors import CheckpointError
-from upslope.report.curves import metrics_of, non_finite
+from upslope.report.curves import metrics_of, non_finite, over_optimisation
 from upslope.report.inspector import inspect
 from upslope.report.run import Run
 
@@ -15,7 +15,7 @@ Event = Mapping[str, Any]
 # of events of kind "evaluate": {"curve": [[step, mean, low, high, prompts]], "gain": {before, after, gain} or None}
 HeldOut = Callable[[Sequence[Event]], Mapping[str, Any]]
 
-_SHOWN_AS_CURVES = frozenset({"train", "evaluate", "alarm", "checkpoint"})
+_SHOWN_ELSEWHERE = frozenset({"train", "evaluate", "alarm", "checkpoint", "calibration"})
 _NO_DETAIL = frozenset({"time", "kind", "step", "recipe"})
 
 
@@ -28,7 +28,8 @@ def summarise(
     damaged: int,
     after: int = -1,
 ) -> dict[str, Any]:
-    """The run as its standing events and samples tell it: curves, held-out results, alarms, notes, recipe, rollouts.
+    """The run as its standing events and samples tell it: curves, held-out results, reliability of a reward model,
+    alarms, notes, recipe, rollouts.
 
     after: leave out the columns of steps up to this one, for a page that has them; samples are taken as given.
     """
@@ -45,7 +46,9 @@ def summarise(
         **_plan(recipe, run),
         "steps": [step["step"] for step in fresh],
         "metrics": metrics_of(fresh),
+        "over_optimisation": over_optimisation(steps),
         "held_out": held_out([event for event in events if event["kind"] == "evaluate"]),
+        "reliability": next((event for event in reversed(events) if event["kind"] == "calibration"), None),
         "alarms": alarms(events),
         "notes": notes(events),
         "rollouts": rollouts,
@@ -88,7 +91,7 @@ def notes(events: Sequence[Event]) -> list[list[Any]]:
             if "problem" in event:
                 found.append([event["step"], "problem", str(event["problem"])])
             found += [[step, "not finite", f"{name} is {value}"] for step, name, value in non_finite([event])]
-        elif event["kind"] not in _SHOWN_AS_CURVES:
+        elif event["kind"] not in _SHOWN_ELSEWHERE:
             found.append([event["step"], event["kind"].replace("_", " "), _details(event)])
     return found
 

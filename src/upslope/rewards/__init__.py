@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from upslope.rewards.demonstrated import implicit as implicit
     from upslope.rewards.demonstrated import inverse_q as inverse_q
+    from upslope.rewards.judge import llm_judge as llm_judge
     from upslope.rewards.language_model import likelihood as likelihood
     from upslope.rewards.learned import reward_model as reward_model
+    from upslope.rewards.mathematics import math_answer as math_answer
     from upslope.rewards.numbers import brevity as brevity
     from upslope.rewards.numbers import closeness as closeness
     from upslope.rewards.numbers import correct as correct
@@ -28,17 +30,22 @@ if TYPE_CHECKING:
     from upslope.rewards.overlap import rouge_1 as rouge_1
     from upslope.rewards.overlap import rouge_2 as rouge_2
     from upslope.rewards.overlap import rouge_l as rouge_l
+    from upslope.rewards.programs import passes_tests as passes_tests
     from upslope.rewards.rules import contains as contains
     from upslope.rewards.rules import cost_matrix as cost_matrix
     from upslope.rewards.rules import ends_with as ends_with
     from upslope.rewards.rules import exact_match as exact_match
     from upslope.rewards.rules import json_parsable as json_parsable
+    from upslope.rewards.rules import json_schema as json_schema
     from upslope.rewards.rules import length_penalty as length_penalty
     from upslope.rewards.rules import numeric_answer as numeric_answer
     from upslope.rewards.rules import overlong_penalty as overlong_penalty
     from upslope.rewards.rules import regex_match as regex_match
     from upslope.rewards.rules import repetition_penalty as repetition_penalty
     from upslope.rewards.rules import starts_with as starts_with
+    from upslope.rewards.sandbox.supervisor import Case as Case
+    from upslope.rewards.sandbox.supervisor import Sandbox as Sandbox
+    from upslope.rewards.sandbox.supervisor import Verdict as Verdict
     from upslope.rewards.scorer import Scorer as Scorer
     from upslope.rewards.scorer import count_failures as count_failures
     from upslope.rewards.spans import find_spans as find_spans
@@ -50,7 +57,9 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "implicit": "demonstrated",
     "inverse_q": "demonstrated",
+    "llm_judge": "judge",
     "likelihood": "language_model",
+    "math_answer": "mathematics",
     "brevity": "numbers",
     "closeness": "numbers",
     "correct": "numbers",
@@ -67,17 +76,22 @@ _HOME_OF = {
     "rouge_2": "overlap",
     "rouge_l": "overlap",
     "reward_model": "learned",
+    "passes_tests": "programs",
     "contains": "rules",
     "cost_matrix": "rules",
     "ends_with": "rules",
     "exact_match": "rules",
     "json_parsable": "rules",
+    "json_schema": "rules",
     "length_penalty": "rules",
     "numeric_answer": "rules",
     "overlong_penalty": "rules",
     "regex_match": "rules",
     "repetition_penalty": "rules",
     "starts_with": "rules",
+    "Case": "sandbox.supervisor",
+    "Sandbox": "sandbox.supervisor",
+    "Verdict": "sandbox.supervisor",
     "Scorer": "scorer",
     "count_failures": "scorer",
     "find_spans": "spans",

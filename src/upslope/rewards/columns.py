@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from upslope.errors import RewardError
 
 RowReward = Callable[..., float]
+AsyncRowReward = Callable[..., Awaitable[float]]
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 

@@ -63,10 +63,16 @@ class DemonstratedReward:
             )
         assert found is not None
         scaled = [[self.scale * value for value in row] for row in found]
-        return scaled if self.per_action else [math.fsum(row) for row in scaled]
+        if not self.per_action:
+            return [math.fsum(row) for row in scaled]
+        return [row[: len(ids)] for row, ids in zip(scaled, completion_ids, strict=True)]
 
     def _row(self, policy: CausalPolicy, prompt: Any, text: str, ids: Sequence[int]) -> Rollout | None:
-        return completion_row(policy, prompt, text, actions=tuple(ids) if self.per_action else None)
+        """What is read. After the actions of a cut row comes an end, unpaid: V' of the last one is the value there."""
+        if not self.per_action:
+            return completion_row(policy, prompt, text)
+        end = () if ids[-1] in policy.eos_ids else (policy.tokenizer.eos_token_id,)
+        return completion_row(policy, prompt, text, actions=(*ids, *end))
 
     def _values(self, policy: CausalPolicy, rows: Sequence[Rollout | None]) -> list[list[float]]:
         """Each row's actions valued by one model: r = Q - discount V', or log pi where there is a reference."""

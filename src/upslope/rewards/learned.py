@@ -75,7 +75,7 @@ def reward_model(
     common zero unless the models were trained with one (`reward_model.centering_coef`).
     Raises: ModelError where a run has no model yet; RewardError for pessimism without an ensemble, and as the worker
     starts where a model cannot be loaded.
-    Source: Coste et al. 2024, arXiv:2310.02743, section 3 (conservative ensembles).
+    Source: Coste et al. 2024, arXiv:2310.02743 (conservative ensembles; theirs subtract the variance).
     """
     names = (model,) if isinstance(model, str) else tuple(model)
     if not names:
@@ -87,19 +87,25 @@ def reward_model(
 
 def score_rows(policy: RewardPolicy, rows: Sequence[Rollout], *, max_tokens: int) -> list[float]:
     """The score of each row, without gradient, max_tokens computed at a time."""
+    return [math.fsum(scores) for scores in score_actions(policy, rows, max_tokens=max_tokens)]
+
+
+def score_actions(policy: RewardPolicy, rows: Sequence[Rollout], *, max_tokens: int) -> list[list[float]]:
+    """The scores of each row's actions, without gradient: one of the row, or one a token where it is judged so."""
     import torch
 
     from upslope.records import collate
 
+    found: list[list[float]] = [[] for _ in rows]
     if not rows:
-        return []
+        return found
     batch = collate(rows)[0].to(policy.device)
-    found = torch.zeros(len(rows), dtype=torch.float64)
     with torch.inference_mode():
         for picked in policy.micro_batches(batch, max_tokens=max_tokens):
-            found[picked] = policy.scores(batch.select(picked)).double().cpu()
-    scores: list[float] = found.tolist()
-    return scores
+            piece = batch.select(picked)
+            for row, scores in zip(picked.tolist(), piece.split_rows(policy.action_scores(piece)), strict=True):
+                found[row] = scores.double().tolist()
+    return found
 
 
 @cache

@@ -6,9 +6,11 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
-from upslope.errors import RewardError
+from upslope.errors import DependencyError, RewardError
 from upslope.rewards.columns import RowReward, needing, references, value_of
 from upslope.rewards.numbers import last_number, to_number
 
@@ -137,6 +139,35 @@ def json_parsable(keys: Sequence[str] = ()) -> RowReward:
     return json_parsable
 
 
+def json_schema(schema: Mapping[str, Any] | str | None = None, *, column: str | None = None) -> RowReward:
+    """1 where the completion is one JSON value that the schema allows, else 0; other hosts are not asked for a schema.
+
+    The schema is a table, the path of a JSON file, or what each row has in the column, as a table or as JSON.
+    Needs `upslope[schema]`.
+    Raises: RewardError where it is no JSON Schema, or not exactly one of the two is given; DependencyError without
+    jsonschema.
+    """
+    if (schema is None) == (column is None):
+        raise RewardError("json_schema needs a schema or a column that holds one, and not both")
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(Path(schema).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RewardError(f"json_schema cannot read {schema!r}: {error}") from error
+    fixed = None if schema is None else schema
+    _validator(fixed or {})  # what cannot work is told here, not at the first row
+
+    def json_schema(completion: str, **columns: Any) -> float:
+        allowed = _validator(value_of(columns, column) if fixed is None and column else fixed)
+        try:
+            value = json.loads(completion, parse_constant=_refuse, parse_int=_integer)
+            return float(allowed.is_valid(value))
+        except (ValueError, RecursionError):
+            return 0.0
+
+    return needing(column, json_schema) if column else json_schema
+
+
 def cost_matrix(column: str = "label", *, table: Mapping[str, Mapping[str, float]] | None = None) -> RowReward:
     """`table[true label][chosen label]`; where the table is silent, 1 for the right label and 0 for any other.
 
@@ -155,6 +186,29 @@ def cost_matrix(column: str = "label", *, table: Mapping[str, Mapping[str, float
 
     cost_matrix.labels = frozenset({*entries, *(chosen for row in entries.values() for chosen in row)})  # type: ignore[attr-defined]
     return needing(column, cost_matrix)
+
+
+def _validator(schema: Any) -> Any:
+    """A validator of the draft that the schema names, and of the newest where it names none."""
+    try:
+        from jsonschema import SchemaError
+        from jsonschema.validators import validator_for
+        from jsonschema_specifications import REGISTRY
+    except ImportError as error:
+        raise DependencyError("jsonschema", "schema") from error
+    try:
+        schema = json.loads(schema) if isinstance(schema, str) else schema
+        if not isinstance(schema, Mapping | bool):
+            raise ValueError(f"{schema!r:.100} is no table")
+        kind = validator_for(schema)
+        kind.check_schema(schema)
+    except (SchemaError, ValueError) as error:
+        raise RewardError(f"json_schema got no JSON Schema: {str(error).splitlines()[0]}") from error
+    return kind(schema, registry=REGISTRY)
+
+
+def _integer(digits: str) -> int:
+    return int(Decimal(digits))  # int() of a text ends at 4300 digits
 
 
 def _refuse(constant: str) -> float:

@@ -14,13 +14,17 @@ from upslope.errors import RecipeError
 from upslope.recipe import Recipe
 from upslope.rewards import numbers, overlap, rules, spans
 from upslope.rewards.demonstrated import implicit, inverse_q
+from upslope.rewards.judge import llm_judge
 from upslope.rewards.language_model import likelihood
 from upslope.rewards.learned import reward_model
+from upslope.rewards.mathematics import math_answer
+from upslope.rewards.programs import passes_tests
 from upslope.rewards.terms import RewardTerm, parameters
 from upslope.tasks.arithmetic import arithmetic
 from upslope.tasks.files import from_file
 from upslope.tasks.labelled import labelled
 from upslope.tasks.preferences import preferences
+from upslope.tasks.ratings import ratings
 from upslope.tasks.reasoning_gym import reasoning_gym
 from upslope.tasks.task import Task
 
@@ -37,6 +41,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "file": from_file,
     "labelled": labelled,
     "preferences": preferences,
+    "ratings": ratings,
     "reasoning-gym": reasoning_gym,
 }
 
@@ -50,11 +55,15 @@ RULES: dict[str, Callable[..., Any]] = {
     "implicit": implicit,
     "inverse_q": inverse_q,
     "json_parsable": rules.json_parsable,
+    "json_schema": rules.json_schema,
     "length_penalty": rules.length_penalty,
     "likelihood": likelihood,
+    "llm_judge": llm_judge,
+    "math_answer": math_answer,
     "numeric_answer": rules.numeric_answer,
     "one_minus_ter": overlap.one_minus_ter,
     "overlong_penalty": rules.overlong_penalty,
+    "passes_tests": passes_tests,
     "regex_match": rules.regex_match,
     "repetition_penalty": rules.repetition_penalty,
     "reward_model": reward_model,
@@ -96,7 +105,7 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
         if options:
             raise RecipeError(f"task {name!r} is ready made and takes no options, but got {', '.join(options)}")
         return made
-    if made in (from_file, labelled, preferences):
+    if made in (from_file, labelled, preferences, ratings):
         options = _reward_options(options)
     _check_options(name, made, options)
     task = made(**options)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
-Metrics = Mapping[str, Any]
+from upslope.training import drift
+from upslope.training.drift import Metrics
 
-WINDOW = 10  # steps that a rule may look back on
+WINDOW = 10  # steps over which a KL runs away
+MEMORY = max(drift.WINDOWS)  # steps that a rule may look back on
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Alarms:
 
     def __init__(self, history: Iterable[Metrics] = ()) -> None:
         self.active: set[str] = set()
-        self._recent: deque[Metrics] = deque(maxlen=WINDOW)
+        self._recent: deque[Metrics] = deque(maxlen=MEMORY)
         self._streaks = {rule.name: 0 for rule in RULES}
         for metrics in history:
             self.update(metrics)
@@ -72,8 +74,9 @@ class Alarms:
         """Take in the metrics of one more step; returns the alarms that begin or end with it."""
         self._recent.append(metrics)
         changed = []
+        recent = list(self._recent)
         for rule in RULES:
-            value = rule.measure(self._recent)
+            value = rule.measure(recent)
             if value is None:
                 continue
             on = rule.name in self.active
@@ -130,9 +133,10 @@ def _unpaid_kl(steps: Sequence[Metrics]) -> float | None:
 
     It paid when it rose by a tenth of its standard deviation, so that chance does not hide a policy that runs away.
     """
+    steps = steps[-WINDOW:]
     if len(steps) < WINDOW or any("kl" not in metrics for metrics in steps):
         return None
-    first, last = list(steps)[:3], list(steps)[-3:]
+    first, last = steps[:3], steps[-3:]
     before, after = (fmean(metrics["kl"] for metrics in part) for part in (first, last))
     gain = fmean(metrics["reward"] for metrics in last) - fmean(metrics["reward"] for metrics in first)
     paid = gain > 0.1 * fmean(metrics["reward_std"] for metrics in steps)
@@ -222,5 +226,37 @@ RULES = (
         steps=3,
         says="the critic's explained variance is {value:.2f}, worse than a constant",
         mend="lower optimizer.critic_lr or algorithm.value_coef",
+    ),
+    Rule(
+        "reward_hacking",
+        drift.parting,
+        limit=4.0,
+        steps=5,
+        says="the reward rises while the task's metric (gold) falls, each by {value:.1f} standard errors or more",
+        mend="read the newest samples; raise algorithm.kl_coef, mend the reward, or go back to an earlier checkpoint",
+    ),
+    Rule(
+        "length_drift",
+        drift.lengthening,
+        limit=2.0,
+        steps=5,
+        says="rows are {value:.1f} times as long as they were, and no metric of the task rose with them",
+        mend="see whether the reward pays for length; charge it, or give the task a metric that says if it is due",
+    ),
+    Rule(
+        "repetition_drift",
+        drift.repeating,
+        limit=0.2,
+        steps=5,
+        says="the share of repeated 3-grams rose by {value:.2f}, and no metric of the task rose with it",
+        mend="read the newest samples; give the reward a repetition_penalty, or raise algorithm.kl_coef",
+    ),
+    Rule(
+        "reward_uncertainty",
+        drift.disagreement,
+        limit=2.0,
+        steps=5,
+        says="the reward models disagree {value:.1f} times as much as they did about the first samples",
+        mend="raise pessimism or algorithm.kl_coef, or train them on newer samples",
     ),
 )

@@ -1,4 +1,4 @@
-"""A short name for a set of weights, to notice that a base model has changed between a run and its resumption."""
+"""A short name for a set of weights: whether a resumed run's base model is the same, and which step wrote a sample."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import hashlib
 
 from torch import nn
 
-_SAMPLES = 4096
+BASE = 4096
+"""Weights of each parameter that tell one base model from another."""
+
+STEP = 64
+"""Those that tell the weights of one step from the next one's, which differ nearly everywhere."""
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A digest over names, shapes and up to 4,096 evenly spaced weights of every parameter."""
+def fingerprint(module: nn.Module, *, samples: int) -> str:
+    """A digest over names, shapes and so many evenly spaced weights of every parameter (all, where it has fewer)."""
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in module.named_parameters():
         flat = parameter.detach().flatten()
-        picked = flat[:: max(1, flat.numel() // _SAMPLES)].float().cpu().contiguous()
+        picked = flat[:: max(1, flat.numel() // samples)].float().cpu().contiguous()
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(picked.numpy().tobytes())
     return digest.hexdigest()

@@ -4,12 +4,13 @@ steps, state and run folder as RL."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from upslope import losses
+from upslope.engines.local import Writer
 from upslope.errors import DataError
 from upslope.estimators import row_sum
 from upslope.evaluation.judgements import auc, length_correlation, right
@@ -86,7 +87,8 @@ def measure(session: Session) -> Measurement:
             session.encode(held_out), group_size=1, sampling=session.sampling, seed=session.seed("evaluate")
         )
     session.rest_engine()
-    pairs = [pair for pair in zip(given, sampled, strict=True) if pair[1].actions]
+    ended = [_ended(session, row) for row in sampled]
+    pairs = [(mine, other) for mine, other in zip(given, ended, strict=True) if other is not None]
     if not pairs:
         raise DataError("the starting model writes nothing after any held-out prompt, so there is nothing to compare")
     rows = [row for pair in pairs for row in pair]
@@ -99,6 +101,19 @@ def measure(session: Session) -> Measurement:
     session.run.log("reward_report", step=session.state.step, demonstrations=len(pairs), **report)
     gaps = [mine - theirs for mine, theirs in zip(implicit[::2], implicit[1::2], strict=True)]
     return Measurement({pair[0].prompt.id: right(gap) for pair, gap in zip(pairs, gaps, strict=True)}, {}, ())
+
+
+def _ended(session: Session, row: Rollout) -> Rollout | None:
+    """A sample with its end, as the reward functions read it where it was cut; None where there is no room for one, or
+    nothing was written."""
+    policy = cast(Writer, session.policy)
+    if not row.actions or row.actions[-1] in policy.eos_ids:
+        return row if row.actions else None
+    room, end = policy.room(row.prompt), policy.tokenizer.eos_token_id
+    if room is not None and len(row.actions) >= room:
+        return None
+    actions = (*row.actions, end)
+    return policy.row(row.prompt, actions, (0.0,) * len(actions), text=row.text, stop_reason="eos")
 
 
 def row_rewards(session: Session, rows: Sequence[Rollout]) -> tuple[list[float], list[float]]:

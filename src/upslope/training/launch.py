@@ -18,7 +18,7 @@ import torch
 
 from upslope.engines.choice import engine_for
 from upslope.errors import CheckpointError, DataError, RecipeError, UpslopeError
-from upslope.evaluation.evaluate import sampling_of
+from upslope.evaluation.sources import sampling_of
 from upslope.kernels import gemm
 from upslope.kernels.memory import freed_memory_kept
 from upslope.policies.loading import load_policy

@@ -14,6 +14,7 @@ from upslope.algorithm import AlgorithmSettings
 from upslope.errors import RecordError
 from upslope.estimators import AdaptiveKL, FixedKL, RunningMean
 from upslope.records import Batch, Rollout, Scores, collate
+from upslope.rewards.rules import repetition_penalty
 from upslope.stopwatch import span
 from upslope.training.credit import assign_credit
 from upslope.training.gather import Experience, gather
@@ -22,6 +23,8 @@ from upslope.training.seeds import generator
 from upslope.training.session import Session, TrainState
 from upslope.training.timing import time_metrics, timed
 from upslope.training.update import Piece, UpdateReport, pieces, update
+
+_REPEATED = repetition_penalty()
 
 
 def train(session: Session) -> None:
@@ -36,7 +39,7 @@ def train(session: Session) -> None:
             state, metrics = attempt(session, experience, state)
             session.load_engine(step)
         metrics = (
-            describe(experience, expected=session.recipe.algorithm.expected)
+            describe(experience, expected=session.recipe.algorithm.expected, metric=session.task.metric_name)
             | metrics
             | time_metrics(seconds, token_counts(session, experience, metrics))
         )
@@ -232,10 +235,11 @@ def _critic_fit(batch: Batch) -> dict[str, float]:
     return {"explained_variance": float(1 - unexplained / variance) if variance > 0 else 0.0}
 
 
-def describe(experience: Experience, *, expected: bool) -> dict[str, float | str]:
-    """What the rollouts look like: rewards, lengths, endings, drops, and time.
+def describe(experience: Experience, *, expected: bool, metric: str) -> dict[str, float | str]:
+    """What the rollouts look like: rewards, lengths, endings, repetition, drops, and time.
 
-    expected: every answer of each prompt is among them and counts as much as it is likely.
+    expected: every answer of each prompt is among them and counts as much as it is likely. metric: the task's; where it
+    is a term of its own, the reward is held against it.
     """
     rollouts = experience.rollouts
     metrics: dict[str, float | str] = {"samples": len(rollouts), "dropped": sum(experience.dropped.values())}
@@ -256,10 +260,15 @@ def describe(experience: Experience, *, expected: bool) -> dict[str, float | str
         "length": sum(lengths) / len(lengths),
         "terminated": sum(rollout.terminated for rollout in rollouts) / len(rollouts),
     }
+    written = [rollout.actions for rollout in rollouts if rollout.stop_reason != "action"]
+    if written:
+        metrics["repetition"] = abs(sum(_REPEATED(completion="", completion_ids=ids) for ids in written)) / len(written)
     for name in {name: None for rollout in rollouts for name in rollout.metrics}:
         if name != "reward":
             having = [(s, r.metrics[name]) for s, r in zip(shares.tolist(), rollouts, strict=True) if name in r.metrics]
             metrics[f"reward/{name}"] = sum(s * value for s, value in having) / sum(s for s, _ in having)
+    if f"reward/{metric}" in metrics:
+        metrics["gold"] = metrics[f"reward/{metric}"]
     return metrics
 
 

@@ -32,7 +32,8 @@ from upslope.training.timing import timed
 from upslope.training.update import Terms, pieces
 
 Kept = dict[int, list[Tensor]]
-"""The reference's log-probabilities of an item's rows, by the item's place in the data."""
+"""The reference's log-probabilities of an item's rows, by the item's place in the data; 4 bytes an action, on the CPU
+whatever the policy is on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,10 @@ def train(session: Session) -> None:
     settings, training = session.recipe.preference, session.recipe.training
     own: list[Judged] = []
     if settings.pairs == "data":
-        own = _usable(settings, read_judged(session, session.task.prompts, part="training"))
+        own = _usable(session, read_judged(session, session.task.prompts, part="training"))
     kept: Kept = {}
     opponent = opponent_engine(session) if settings.pairs == "self_play" else session.engine
     while session.settle():
-        if own:
-            session.rest_engine()
         step, count = session.state.step + 1, training.prompts_per_step
         size = len(own) or len(session.task.prompts)
         with timed() as seconds:
@@ -67,22 +66,28 @@ def train(session: Session) -> None:
                     if own
                     else draw(session, opponent, order, step=step)
                 )
+            session.rest_engine()
             metrics, tokens = learn(session, drawn, kept, step=step)
-            if not own:
+            if settings.pairs == "online":
                 session.load_engine(step)
         finish(session, metrics, seconds, prompts=count, tokens=tokens)
 
 
-def _usable(settings: PreferenceSettings, items: list[Judged]) -> list[Judged]:
-    """Pairs, or for KTO also rated rows that are clearly good or bad. Raises: DataError where there are others."""
-    if settings.loss == "kto":
-        found = [item for item in items if len(item.rows) == 2 or "desirable" in item.prompt.columns]
-    else:
-        found = [item for item in items if len(item.rows) == 2]
-    if len(found) < len(items) and settings.loss != "kto":
-        raise DataError(f"preference.loss is {settings.loss!r}, which needs pairs; the data has ratings or rankings")
+def _usable(session: Session, items: list[Judged]) -> list[Judged]:
+    """Pairs, or for KTO also rated rows that are clearly good or bad; how many are neither stands in the log.
+
+    Raises: DataError where there are others, or nothing is left.
+    """
+    loss = session.recipe.preference.loss
+    if loss != "kto" and any(len(item.rows) != 2 for item in items):
+        raise DataError(f"preference.loss is {loss!r}, which needs pairs; the data has ratings or rankings")
+    if any(len(item.rows) > 2 for item in items):
+        raise DataError("preference.loss is 'kto', which needs pairs or ratings; the data has rankings")
+    found = [item for item in items if len(item.rows) == 2 or "desirable" in item.prompt.columns]
     if not found:
         raise DataError("no rating of the data lies off the middle of its scale, so none says good or bad")
+    if len(found) < len(items) and session.state.step == 0:
+        session.run.log("judged", step=0, part="training", items=len(found), neutral=len(items) - len(found))
     return found
 
 
@@ -109,6 +114,7 @@ def draw(session: Session, engine: Engine, order: Sequence[int], *, step: int) -
     items, dropped = [], Counter[str]()
     for prompt, rollout in zip(prompts, rollouts, strict=True):
         chosen = demonstration(session.policy, prompt, column=session.recipe.preference.preferred, group=0)
+        chosen = chosen.replace(version=-1)  # no weights wrote it
         if rollout.actions and rollout.actions != chosen.actions:
             items.append(Judged(prompt, (chosen, rollout)))
         else:
@@ -122,6 +128,8 @@ def _ordered(rollouts: Sequence[Rollout]) -> Drawn:
     dropped = Counter(rollout.failure for rollout in rollouts if rollout.failure)
     for one, other in zip(rollouts[::2], rollouts[1::2], strict=True):
         if one.failure or other.failure:
+            if not (one.failure and other.failure):
+                dropped["partner failed"] += 1
             continue
         if one.score == other.score:
             dropped["equal scores"] += 2
@@ -167,8 +175,8 @@ def _references(session: Session, batch: Batch, drawn: Drawn, kept: Kept) -> Ten
             if place not in kept:
                 alone = batch.select((batch.group == group).nonzero()[:, 0])
                 packed = _logprobs(frozen, alone, session.recipe.training.micro_batch_tokens)
-                kept[place] = alone.split_rows(packed)
-    return torch.cat([row for place in drawn.places for row in kept[place]])
+                kept[place] = alone.split_rows(packed.cpu())
+    return torch.cat([row for place in drawn.places for row in kept[place]]).to(batch.actions.device)
 
 
 def _logprobs(policy: object, batch: Batch, max_tokens: int) -> Tensor:

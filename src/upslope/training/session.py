@@ -40,7 +40,7 @@ from upslope.training.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from upslope.training.fingerprint import fingerprint
+from upslope.training.fingerprint import BASE, STEP, fingerprint
 from upslope.training.interrupts import Interrupts
 from upslope.training.optimizer import is_critic, trainable
 from upslope.training.seeds import derive_seed
@@ -95,7 +95,7 @@ class Session:
     _encoded: dict[int, Prompt] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.base = self.base or fingerprint(self.policy.module)
+        self.base = self.base or fingerprint(self.policy.module, samples=BASE)
         self.load_engine(self.state.step)
 
     def seed(self, *purpose: str | int) -> int:
@@ -168,11 +168,16 @@ class Session:
         kept = sorted(list(wanted)[: self.recipe.run.samples_per_step])
         rows = [rollouts[index] for index in kept]
         columns = {name: [values[index] for index in kept] for name, values in extras.items()}
-        self.run.log_samples(step, rows, columns | self._pieces(rows))
+        self.run.log_samples(step, rows, columns | self._told(rows))
 
-    def _pieces(self, rollouts: Sequence[Rollout]) -> dict[str, list[list[str]]]:
-        """Each action as text: a reader of the log then needs no tokenizer."""
-        return {"pieces": [self.policy.pieces(rollout.actions) for rollout in rollouts]}
+    def _told(self, rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
+        """Each action as text, so that a reader of the log needs no tokenizer; and the checksum of the weights that
+        wrote the row, where they are those of now."""
+        now = fingerprint(self.policy.module, samples=STEP) if rollouts else ""
+        return {
+            "pieces": [self.policy.pieces(rollout.actions) for rollout in rollouts],
+            "weights": [now if rollout.version == self.state.step else None for rollout in rollouts],
+        }
 
     def measure(self) -> Measurement:
         """The task's metric on its held-out prompts, decoded as [evaluation] says; or what the method measures."""
@@ -215,7 +220,7 @@ class Session:
             values={str(prompt): value for prompt, value in measured.values.items()},
         )
         kept = measured.rollouts[: self.recipe.run.samples_per_evaluation]
-        self.run.log_samples(state.step, kept, self._pieces(kept), kind="held_out")
+        self.run.log_samples(state.step, kept, self._told(kept), kind="held_out")
         self._track(state.step, {f"evaluate/{name}": value for name, value in values.items()})
         if better and (settings.patience or (self.recipe.run.checkpoint_every_steps and state.step)):
             self.save()

@@ -70,6 +70,20 @@ function heldOutLines() {
     }));
 }
 
+// Interquartile means over runs that differ by seed alone, while one of them is shown.
+function seedLines() {
+  const groups = (data.over_seeds ?? []).filter(({ runs, curve }) => curve.length > 1 && runs.some((place) => data.runs[place].shown));
+  return groups.map(({ runs, curve }) => ({
+    label: `${data.runs[runs[0]].name} and ${runs.length - 1} more`,
+    colour: data.runs[runs[0]].colour,
+    dash: [],
+    points: true,
+    x: curve.map(([step]) => placeOf(data.runs[runs[0]], step)),
+    y: curve.map(([, estimate]) => estimate),
+    bounds: [3, 2].map((place) => curve.map((row) => row[place])),
+  }));
+}
+
 // uPlot's columns and series: each line raw (faint where it is smoothed), then smoothed, then its bounds.
 function columns(lines) {
   const tables = [], series = [{}], bands = [];
@@ -166,9 +180,11 @@ function axisLabels(_, ticks, __, ___, distance) {
   return ticks.map((tick) => (tick === 0 ? "0" : label(tick)));
 }
 
+const axisStyle = () => ({ stroke: () => colour("--muted"), grid: { stroke: () => colour("--grid"), width: 1 }, ticks: { show: false },
+  font: "11px system-ui, sans-serif" });
+
 function options(drawn, { series, bands }, width) {
-  const axis = { stroke: () => colour("--muted"), grid: { stroke: () => colour("--grid"), width: 1 }, ticks: { show: false },
-    font: "11px system-ui, sans-serif" };
+  const axis = axisStyle();
   return {
     width, height: HEIGHT, padding: [8, 10, 0, 0], series, bands,
     legend: { show: false },
@@ -216,7 +232,8 @@ function chartsToDraw() {
   const names = [...new Set(shownRuns().flatMap((run) => Object.keys(run.metrics)))];
   const charts = layout(names).map((chart) => ({ chart, lines: linesOf(chart) }));
   const heldOut = { title: "Held-out metric", unit: "", about: "mean and 95% bootstrap interval", names: [] };
-  return [{ chart: heldOut, lines: heldOutLines() }, ...charts].filter(({ lines }) => lines.length);
+  const overSeeds = { title: "Held-out metric over seeds", unit: "", about: "interquartile mean and 95% bootstrap interval over runs", names: [] };
+  return [{ chart: overSeeds, lines: seedLines() }, { chart: heldOut, lines: heldOutLines() }, ...charts].filter(({ lines }) => lines.length);
 }
 
 // New values go into the charts that stand; where charts or lines come or go, all are drawn anew.
@@ -241,8 +258,40 @@ function drawCurves() {
       readOut(drawn);
     }
   }
+  drawOverOptimisation(grid);
   byId("flat").textContent = flat.length ? `Zero at every step: ${flat.map(({ chart }) => chart.title.toLowerCase()).join(", ")}.` : "";
   setZoom(curves.zoom);
+}
+
+// Reward and gold over the square root of the KL, each on an axis of its own: where gold turns down, the reward is over-optimised.
+function drawOverOptimisation(grid) {
+  curves.over?.plot.destroy();
+  curves.over?.figure.remove();
+  const runs = shownRuns().filter((run) => run.over_optimisation.length > 2), several = runs.length > 1;
+  curves.over = null;
+  if (!runs.length) return;
+  const lines = runs.flatMap((run) => ["reward", "gold"].map((name, place) => ({ name, label: several ? `${run.name} · ${name}` : name,
+    colour: several ? run.colour : place, x: run.over_optimisation.map(([x]) => x), y: run.over_optimisation.map((point) => point[place + 1]) })));
+  const body = element("div", { class: "plot" }), values = lines.map(() => element("b", {}));
+  const figure = element("figure", { class: "card chart", "data-title": "Over-optimisation" },
+    element("figcaption", { title: "means of equally many steps of neighbouring KL; reward on the left axis, gold on the right" },
+      element("strong", {}, "Reward and gold over √KL"), element("small", {}, "nats a row"),
+      element("span", { class: "keys" }, lines.map(({ label, colour: index }, place) => element("span", { class: "key" }, swatch(index), label, values[place])))), body);
+  const gold = curves.drawn.get("Gold");
+  if (gold) gold.body.parentElement.after(figure);
+  else grid.append(figure);
+  const axis = { ...axisStyle(), size: 50, gap: 4, values: axisLabels };
+  const drawn = { lines: lines.map((line, place) => ({ ...line, column: place + 1 })), values, where: element("i") };
+  drawn.plot = new uPlot({
+    width: body.clientWidth || 320, height: HEIGHT, padding: [8, 10, 0, 0], legend: { show: false },
+    series: [{}, ...lines.map(({ name, colour: index }) => ({ scale: name, stroke: lineColour(index), width: 1.75, spanGaps: true,
+      dash: several && name === "gold" ? [6, 3] : [], points: { show: true, size: 5 } }))],
+    scales: { x: { time: false }, reward: { range: rangeOfY }, gold: { range: rangeOfY } },
+    axes: [{ ...axisStyle(), size: 26, gap: 3, values: axisLabels }, { ...axis, scale: "reward" }, { ...axis, scale: "gold", side: 1, grid: { show: false } }],
+    cursor: { y: false, drag: { x: false, y: false } }, hooks: { setCursor: [() => drawn.plot && readOut(drawn)] },
+  }, uPlot.join(lines.map(({ x, y }) => [x, y])), body);
+  readOut(drawn);
+  curves.over = { plot: drawn.plot, figure, body };
 }
 
 // In other colours.
@@ -263,7 +312,7 @@ function setUpCurves() {
     element("div", { class: "controls" }, labelled("over", axis), labelled("smoothing", smoothing), unzoom),
     element("div", { id: "grid" }), element("p", { id: "flat", class: "quiet" }));
   new ResizeObserver(() => {
-    for (const { plot, body } of curves.drawn.values()) {
+    for (const { plot, body } of [...curves.drawn.values(), ...(curves.over ? [curves.over] : [])]) {
       if (body.clientWidth && body.clientWidth !== plot.width) plot.setSize({ width: body.clientWidth, height: HEIGHT });
     }
   }).observe(byId("grid"));

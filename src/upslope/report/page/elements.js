@@ -73,3 +73,15 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 const NUM_COLOURS = 10;
 const lineColour = (index) => colour(`--line-${index % NUM_COLOURS}`);
 const swatch = (index) => element("i", { class: "swatch", style: `background: var(--line-${index % NUM_COLOURS})` });
+
+function switchTheme() {
+  const root = document.documentElement;
+  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = dark ? "light" : "dark";
+}
+
+function promptView(prompt) {
+  if (typeof prompt === "string") return element("div", { class: "prompt", dir: "auto" }, prompt);
+  return element("div", { class: "prompt" }, prompt.map(([role, content]) =>
+    element("div", { dir: "auto" }, element("span", { class: "role" }, role), content)));
+}

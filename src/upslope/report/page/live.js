@@ -1,6 +1,6 @@
 // The page put together; and, where it is served while a run trains, kept up to date.
 function drawAll() {
-  for (const draw of [drawHeader, drawSummary, drawAlarms, drawCurves, drawTime, drawRecipe, drawNotes]) draw();
+  for (const draw of [drawHeader, drawSummary, drawAlarms, drawCurves, drawReliability, drawTime, drawRecipe, drawNotes]) draw();
 }
 
 // New steps go behind those that are there; everything else is as the update says.

@@ -19,7 +19,7 @@ function setUpHeader() {
       element("span", { id: "state", hidden: true }), element("span", { id: "said", class: "quiet" })),
     element("div", { class: "names" },
       data.live ? element("button", { id: "stop", class: "stop", disabled: true, onclick: askToStop }, "save and stop") : null,
-      element("button", { id: "theme", onclick: switchTheme, title: "light or dark" }, "◐")));
+      element("button", { id: "theme", onclick: () => { switchTheme(); redrawCurves(); }, title: "light or dark" }, "◐")));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawCurves);
 }
 
@@ -33,13 +33,6 @@ function drawHeader() {
     byId("said").textContent = "";
   }
   if (data.live) byId("stop").disabled = !state.startsWith("training");
-}
-
-function switchTheme() {
-  const root = document.documentElement;
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
-  redrawCurves();
 }
 
 function tile(name, value, detail) {

@@ -97,10 +97,4 @@ function shadeLegend(run, shade) {
     element("i", { class: "ramp" }), element("span", {}, `+${format(size)}`));
 }
 
-function promptView(prompt) {
-  if (typeof prompt === "string") return element("div", { class: "prompt" }, prompt);
-  return element("div", { class: "prompt" }, prompt.map(([role, content]) =>
-    element("div", {}, element("span", { class: "role" }, role), content)));
-}
-
 const promptText = (prompt) => (typeof prompt === "string" ? prompt : prompt.at(-1)?.[1] ?? "");
