@@ -22,7 +22,7 @@ from results import Estimate, learnt, report
 
 from upslope import Recipe, Task, train
 from upslope.engines.choice import engine_for
-from upslope.evaluation.evaluate import policy_to_sample, sampling_of
+from upslope.evaluation.sources import policy_to_sample, sampling_of
 from upslope.report.run import Run
 
 NAMES = ("Lily", "Tom", "Ben", "Mia", "Sam", "Anna", "Max", "Sue", "Tim", "Lucy", "Jack", "Amy")

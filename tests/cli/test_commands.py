@@ -331,3 +331,24 @@ def test_profile_tells_where_the_time_went_and_goes_on_in_a_resumed_run(upslope,
     status, _, _ = upslope("resume", folder, "--profile", "--set", "steps=3")
     assert not status
     assert json.loads((folder / "profile.json").read_text())["steps"] == 3
+
+
+def test_estimators_are_judged_into_three_files(upslope, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = ("--task", "arithmetic", "--num-prompts", "6", "--branches", "4", "--max-new-tokens", "3")
+    status, out, err = upslope("evaluate", "tiny-llama", "--estimators", *quick)
+    assert (status, err) == (0, "")
+    assert "on held-out prompts" in out
+    document = json.loads((tmp_path / "estimators.json").read_text())
+    assert [place["name"] for place in document["places"]][:2] == ["training prompts", "held-out prompts"]
+    assert document["absent"] == {"critic": "the model is no run"}
+    assert "| advantage head |" in (tmp_path / "estimators.md").read_text()
+    assert "<svg" in (tmp_path / "estimators.html").read_text()
+    for wrong, message in (
+        (("--estimators", "--beams", "2"), "--beams and --detect are about a metric"),
+        (("--estimators", "--temperature", "0"), "at temperature 0"),
+        (("--shifted", "tiny-gpt2"), "go with --estimators"),
+    ):
+        status, _, err = upslope("evaluate", "tiny-llama", "--task", "arithmetic", *wrong)
+        assert status == 2
+        assert message in err

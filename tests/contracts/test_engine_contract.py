@@ -278,3 +278,33 @@ def test_a_rested_engine_samples_again_once_it_is_loaded(engine, policy, samplin
         draw()
     engine.load(policy, version=3)
     assert draw() == before
+
+
+def test_branches_begin_as_their_row_and_go_on_as_the_policy(engine, kind, policy, sampling):
+    """Kept actions stay, what follows has the log-probabilities of one forward a token, and ends where a row would."""
+    setting = sampling(1.5, max_new_tokens=7)
+    policy.model.generation_config.eos_token_id = [1, *range(40, 60)]
+    rollouts = engine.sample(prompts_of(policy), group_size=3, sampling=setting, seed=1)
+    kept = [row % (len(rollout.actions) + 1) for row, rollout in enumerate(rollouts)]
+    branches = engine.branch(rollouts, kept, num_branches=6, sampling=setting, seed=2)
+    assert [r.group for r in branches] == [row for row in range(12) for _ in range(6)]
+    assert len({(r.prompt.id, r.sample) for r in branches}) == len(branches)
+    for branch in branches:
+        row, count = rollouts[branch.group], kept[branch.group]
+        assert branch.prompt == row.prompt
+        assert branch.actions[:count] == row.actions[:count]
+        if count == len(row.actions):
+            assert (branch.actions, branch.text, branch.stop_reason) == (row.actions, row.text, row.stop_reason)
+        expected = torch.cat([logits[None] for logits in kind.logits(policy, branch)]).div(1.5).log_softmax(1)
+        taken = expected[range(len(branch.actions)), branch.actions]
+        assert_close(torch.tensor(branch.engine_logprobs), taken, rtol=0, atol=1e-4)
+        assert (branch.stop_reason == "eos") == (branch.actions[-1] in policy.eos_ids)
+        assert branch.stop_reason == "eos" or len(branch.actions) == 7
+    open_ = [row for row, rollout in enumerate(rollouts) if kept[row] < len(rollout.actions)]
+    assert len(open_) > 6
+    for row in open_:
+        assert len({r.actions for r in branches if r.group == row}) > 1
+    again = engine.branch(rollouts[5:], kept[5:], num_branches=2, sampling=setting, seed=2)
+    assert [r.actions[: kept[5 + r.group]] for r in again] == [
+        rollouts[5 + r.group].actions[: kept[5 + r.group]] for r in again
+    ]

@@ -446,3 +446,16 @@ def test_saved_folder_is_an_ordinary_transformers_model(kind, make_batch, sampli
         assert actual[actual > float("-inf")].std() > 0.2
         assert not kind.labels or tuple(loaded.config.id2label[i] for i in range(len(kind.labels))) == kind.labels
         assert all("lora" not in key for key in loaded.state_dict())
+
+
+def test_states_are_the_models_own_where_each_action_was_decided(kind, make_batch):
+    """In any way of computing; with them come as many action vectors as there are actions to choose from."""
+    policy = kind.build()
+    rollouts = kind.rows(policy)
+    expected = torch.cat([kind.hidden(policy, rollout)[:-1] for rollout in rollouts])
+    for way in kind.ways:
+        vars(policy).update(way)
+        with torch.no_grad():
+            states = policy.states(make_batch(rollouts))
+        assert_close(states, expected, rtol=0, atol=1e-4)
+    assert len(policy.action_vectors()) == kind.logits(policy, rollouts[0]).shape[1]

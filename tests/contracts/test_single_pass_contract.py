@@ -209,3 +209,20 @@ def test_a_demonstration_is_the_row_of_its_labels(policy):
         policy.demonstration(prompt, ["odd"] * decisions)
     with pytest.raises(DataError, match=rf"prompt 4 has 2 labels for {decisions} decisions"):
         policy.demonstration(prompt, [policy.labels[0]] * 2)
+
+
+def test_branches_keep_the_first_decisions(engine, labelled_kind, policy, sampling):
+    """What is kept stays with its log-probability; the others are drawn anew, each given the one before it."""
+    rollouts = engine.sample(prompts_of(policy), group_size=4, sampling=sampling(), seed=1)
+    kept = [row % (len(rollout.actions) + 1) for row, rollout in enumerate(rollouts)]
+    branches = engine.branch(rollouts, kept, num_branches=12, sampling=sampling(), seed=2)
+    assert [r.group for r in branches] == [row for row in range(16) for _ in range(12)]
+    for branch in branches:
+        row, count = rollouts[branch.group], kept[branch.group]
+        assert branch.actions[:count] == row.actions[:count]
+        expected = labelled_kind.logits(policy, branch).log_softmax(1)[range(len(branch.actions)), branch.actions]
+        assert_close(torch.tensor(branch.engine_logprobs), expected, rtol=0, atol=1e-5)
+        assert branch.text.split() == [policy.labels[action] for action in branch.actions]
+    for row, rollout in enumerate(rollouts):
+        found = {r.actions for r in branches if r.group == row}
+        assert (len(found) == 1) == (kept[row] == len(rollout.actions))

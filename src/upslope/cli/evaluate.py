@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -28,7 +28,9 @@ def evaluate(
     options: asked.TaskOptions = None,
     num_prompts: asked.NumPrompts = None,
     max_new_tokens: asked.MaxNewTokens = None,
-    temperature: asked.Temperature = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="0, the default, decodes greedily; with --estimators the run's own.")
+    ] = None,
     kind: asked.Kind = "causal",
     ensembles: asked.Ensembles = "vote",
     beams: Annotated[int | None, typer.Option(min=1, help="Decode by beam search of this width instead.")] = None,
@@ -39,27 +41,55 @@ def evaluate(
     as_json: asked.AsJson = False,
     save: Annotated[
         Path | None,
-        typer.Option(help="Where to write it: .html, .md, else JSON; RUN/evaluation.json for a run."),
+        typer.Option(
+            help="Where to write it: .html, .md, else JSON; RUN/evaluation.json of a run, RUN/estimators.* all three."
+        ),
+    ] = None,
+    estimators: Annotated[
+        bool, typer.Option("--estimators", help="Judge advantage estimators instead: a page, Markdown and JSON.")
+    ] = False,
+    branches: Annotated[
+        int | None, typer.Option(help="With --estimators: new ends of a row, after a decision and before; 16.")
+    ] = None,
+    other_task: Annotated[str | None, typer.Option(help="With --estimators: a second task to try them on.")] = None,
+    shifted: Annotated[
+        str | None,
+        typer.Option(help="With --estimators: a model whose rows to try them on; else a higher temperature."),
     ] = None,
 ) -> None:
-    """Measure a model's metric on a task's held-out prompts, with a 95% interval; of labels, each one's F1 as well."""
+    """Measure a model's metric on a task's held-out prompts, with a 95% interval; of labels, each one's F1 as well.
+
+    With --estimators: how near estimates of the advantage (GAE, Monte Carlo, advantage heads, ...) are to the truth.
+    """
+    from upslope.errors import RecipeError
     from upslope.evaluation.ensembles import candidate
     from upslope.evaluation.evaluate import evaluate as measure
     from upslope.recipe import parse_override
     from upslope.report import document
 
+    task_options = dict(parse_override(text) for text in options or [])
+    of_estimators = {"branches": branches, "other": other_task, "shifted": shifted}
+    if estimators:
+        if beams is not None or detect is not None:
+            raise RecipeError("--beams and --detect are about a metric; leave them out beside --estimators")
+        sampled = {"num_prompts": num_prompts, "max_new_tokens": max_new_tokens, "temperature": temperature}
+        given = {name: value for name, value in {**of_estimators, **sampled}.items() if value is not None}
+        _judge(model, task, save, as_json=as_json, options=task_options, kind=kind, seed=seed, **given)
+        return
+    if any(value is not None for value in of_estimators.values()):
+        raise RecipeError("--branches, --other-task and --shifted go with --estimators")
     by = cast(Literal["vote", "average"], chosen("way to answer together", ensembles, ("vote", "average")))
     result = measure(
         candidate(model, by=by),
         task,
         num_prompts=num_prompts,
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
+        temperature=temperature or 0.0,
         beams=beams,
         length_penalty=length_penalty,
         kind=kind,
         seed=seed,
-        options=dict(parse_override(text) for text in options or []),
+        options=task_options,
     )
     numbers = result.as_dict()
     plan = None if detect is None else result.plan(detect, power=power)
@@ -84,6 +114,26 @@ def evaluate(
         )
     if result.labels is not None:
         _show(console, result.labels)
+
+
+def _judge(model: str, task: str | None, save: Path | None, *, as_json: bool, **settings: Any) -> None:
+    """Judge advantage estimators; unless one file is named, a page, Markdown and JSON; and the sentence."""
+    from upslope.evaluation.estimators import judge_estimators
+    from upslope.report import document
+
+    found = judge_estimators(model, task, **settings)
+    folder = Path(model) if (Path(model) / "recipe.toml").is_file() else Path()
+    paths = [save] if save is not None else [folder / f"estimators{ending}" for ending in (".html", ".md", ".json")]
+    for path in paths:
+        document.save(path, found.document(), found.as_dict())
+    console = Console(highlight=False, soft_wrap=True)
+    if as_json:
+        console.print(json.dumps(found.as_dict()), markup=False)
+        return
+    console.print(str(found), markup=False)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+    console.print(", ".join(map(str, paths)), markup=False)
 
 
 def _show(console: Console, report: LabelReport) -> None:

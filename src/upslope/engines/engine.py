@@ -41,3 +41,18 @@ class Engine(Protocol):
         Raises: ModelError where answers are too many to list.
         """
         ...
+
+
+class BranchingEngine(Engine, Protocol):
+    """An engine that can go back to any decision of a row and go on from there anew."""
+
+    def branch(
+        self, rollouts: Sequence[Rollout], kept: Sequence[int], *, num_branches: int, sampling: Sampling, seed: int
+    ) -> list[Rollout]:
+        """num_branches rollouts of every rollout, in order, that begin with its first kept[i] actions and go on anew.
+
+        Each is a sample of the policy given these actions: it ends where the row would, max_new_tokens counting from
+        the row's own beginning. Where all of a row's actions are kept there is nothing to decide, and all are the row
+        itself. group is the rollout's index in the list.
+        """
+        ...

@@ -88,14 +88,41 @@ class LocalEngine:
         Raises: ModelError before a policy is loaded, for a prompt that leaves no room in the model's context, or for a
         budget that does not hold one row.
         """
-        policy, forward = self._loaded()
-        seen: Counter[int] = Counter()
-        rows = []
-        for group, prompt in enumerate(prompts):
-            first = seen[prompt.id]
-            rows += [Row(prompt, group, sample) for sample in range(first, first + group_size)]
-            seen[prompt.id] += group_size
+        policy = self._loaded()[0]
+        rows = _rows(prompts, group_size)
         check_context(policy, prompts, sampling)
+        self._write(rows, sampling, seed)
+        return self._finished(rows)
+
+    def branch(
+        self, rollouts: Sequence[Rollout], kept: Sequence[int], *, num_branches: int, sampling: Sampling, seed: int
+    ) -> list[Rollout]:
+        """num_branches new ends of every rollout after its first kept[i] actions; see engine.BranchingEngine.
+
+        What is kept is computed once for all of a rollout's branches, as a prompt is. Raises: ModelError as sample.
+        """
+        policy = self._loaded()[0]
+        check_context(policy, [rollout.prompt for rollout in rollouts], sampling)
+        rows = _rows([rollout.prompt for rollout in rollouts], num_branches)
+        open_ = []
+        for row in rows:
+            rollout, count = rollouts[row.group], kept[row.group]
+            if count < len(rollout.actions):
+                row.actions, row.logprobs = list(rollout.actions[:count]), list(rollout.engine_logprobs[:count])
+                row.prompt = policy.begun(row.prompt, row.actions)
+                open_.append(row)
+        self._write(open_, sampling, seed)
+        for row in open_:
+            row.prompt = rollouts[row.group].prompt
+        written = {(row.group, row.sample): rollout for row, rollout in zip(open_, self._finished(open_), strict=True)}
+        return [
+            written.get((row.group, row.sample)) or rollouts[row.group].replace(group=row.group, sample=row.sample)
+            for row in rows
+        ]
+
+    def _write(self, rows: list[Row], sampling: Sampling, seed: int) -> None:
+        """Sample the rows to their ends."""
+        policy, forward = self._loaded()
         try:
             with torch.inference_mode(), evaluating(policy):
                 if rows:
@@ -103,6 +130,9 @@ class LocalEngine:
         except BaseException:  # an interrupt as well: what is half done must not be built upon
             forward.drop()
             raise
+
+    def _finished(self, rows: Sequence[Row]) -> list[Rollout]:
+        policy, forward = self._loaded()
         rollouts = [finish(policy, row, self.version) for row in rows]
         if any(rollout.failure for rollout in rollouts):
             forward.drop()
@@ -126,6 +156,16 @@ class LocalEngine:
         if self._policy is None or self._forward is None or self._resting:
             raise ModelError("the engine has no weights yet; call load(policy, version=...) first")
         return self._policy, self._forward
+
+
+def _rows(prompts: Sequence[Prompt], count: int) -> list[Row]:
+    """`count` rows a prompt; those of a prompt that stands there twice go on counting, so that all differ."""
+    seen: Counter[int] = Counter()
+    rows = []
+    for group, prompt in enumerate(prompts):
+        rows += [Row(prompt, group, seen[prompt.id] + sample) for sample in range(count)]
+        seen[prompt.id] += count
+    return rows
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from upslope.records import Prompt, StopReason
 
 @dataclass(slots=True)
 class Row:
-    """One row while it is being generated."""
+    """One row while it is being generated; prompt is what it is computed after, what was kept of it included."""
 
     prompt: Prompt
     group: int

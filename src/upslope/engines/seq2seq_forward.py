@@ -34,11 +34,17 @@ class Seq2SeqForward(PaddedForward[Seq2SeqPolicy]):
         super().drop()
         self._states = self._mask = torch.empty(0)
 
+    def admit(self, waiting: Sequence[Row]) -> tuple[int, Tensor | None]:
+        """Take in rows of which equally much is written already, when none is in progress."""
+        written = [len(row.actions) for row in waiting]
+        alike = next((i for i, count in enumerate(written) if count != written[0]), len(waiting))
+        return super().admit(waiting[:alike])
+
     def _prefill(self, rows: Sequence[Row]) -> Tensor:
         self._encode(rows)
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        start = torch.tensor(self._policy.start, device=self._policy.device)
-        return self._decode(start.expand(len(rows), -1))
+        written = [(*self._policy.start, *row.actions) for row in rows]
+        return self._decode(torch.tensor(written, device=self._policy.device))
 
     def _encode(self, rows: Sequence[Row]) -> None:
         policy = self._policy

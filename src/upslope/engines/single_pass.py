@@ -18,6 +18,8 @@ from upslope.records import Prompt, Rollout, collate
 from upslope.stopwatch import span
 
 _FORWARD_TOKENS = 4096
+Kept = tuple[Sequence[int], Sequence[float]]
+"""The first decisions of a row with their log-probabilities."""
 
 
 class SinglePassEngine:
@@ -44,6 +46,26 @@ class SinglePassEngine:
 
     def sample(self, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int) -> list[Rollout]:
         """group_size rollouts of every (encoded) prompt, in order; see engine.Engine."""
+        return self._drawn(prompts, [((), ())] * len(prompts), group_size=group_size, sampling=sampling, seed=seed)
+
+    def branch(
+        self, rollouts: Sequence[Rollout], kept: Sequence[int], *, num_branches: int, sampling: Sampling, seed: int
+    ) -> list[Rollout]:
+        """num_branches rollouts with each one's first kept[i] decisions and new ones after; see BranchingEngine."""
+        prompts = [rollout.prompt for rollout in rollouts]
+        begun = [(row.actions[:count], row.engine_logprobs[:count]) for row, count in zip(rollouts, kept, strict=True)]
+        return self._drawn(prompts, begun, group_size=num_branches, sampling=sampling, seed=seed)
+
+    def _drawn(
+        self,
+        prompts: Sequence[Prompt],
+        kept: Sequence[Kept],
+        *,
+        group_size: int,
+        sampling: Sampling,
+        seed: int,
+    ) -> list[Rollout]:
+        """group_size rollouts a prompt, in order, whose first decisions are those kept."""
         policy = self._loaded()
         seen: Counter[int] = Counter()
         rows: list[tuple[int, int]] = []  # group, sample
@@ -56,7 +78,9 @@ class SinglePassEngine:
         with torch.inference_mode():
             logits = self._logits(policy, blanks)
             with span("sample"):
-                actions, logprobs = _draw(policy, [logits[g] for g, _ in rows], keys.to(policy.device), sampling)
+                begun = [kept[group] for group, _ in rows]
+                found = [logits[group] for group, _ in rows]
+                actions, logprobs = _draw(policy, found, begun, keys.to(policy.device), sampling)
         return [
             self._rollout(policy, blanks[group], group, sample, actions[row], logprobs[row])
             for row, (group, sample) in enumerate(rows)
@@ -115,14 +139,21 @@ class SinglePassEngine:
 
 
 def _draw(
-    policy: SinglePassPolicy, logits: Sequence[Tensor], keys: Tensor, sampling: Sampling
+    policy: SinglePassPolicy,
+    logits: Sequence[Tensor],
+    kept: Sequence[Kept],
+    keys: Tensor,
+    sampling: Sampling,
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """Actions and log-probabilities of every row, whose decisions have logits [m, K] and are taken in order."""
-    actions: list[list[int]] = [[] for _ in logits]
-    logprobs: list[list[float]] = [[] for _ in logits]
+    """Actions and log-probabilities of every row, whose decisions have logits [m, K] and are taken in order; the first
+    ones are those kept, with their log-probabilities."""
+    actions = [list(decided) for decided, _ in kept]
+    logprobs = [list(found) for _, found in kept]
     start = len(policy.labels)
     for position in range(max(map(len, logits), default=0)):
-        rows = [row for row, found in enumerate(logits) if len(found) > position]
+        rows = [row for row, found in enumerate(logits) if len(actions[row]) == position < len(found)]
+        if not rows:
+            continue
         now = torch.stack([logits[row][position] for row in rows])
         if policy.transitions is not None:
             previous = torch.tensor([actions[row][-1] if actions[row] else start for row in rows])

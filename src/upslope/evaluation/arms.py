@@ -26,20 +26,29 @@ _OTHER_NUMBERS = 1 << 50
 class Arm:
     """A model that answers prompts, and what that took: tokens (actions), and seconds, noise_s of them in drawing.
 
-    model: a run, a model folder, a hub id or an embedded name; kind is that of a model that is no run. engine: another
-    than the policy's own.
+    model: a run, a model folder, a hub id or an embedded name; kind is that of a model that is no run. critic: the kind
+    of critic to load with it, where it is a run. engine: another than the policy's own.
     Raises: ModelError where it cannot be loaded.
     """
 
     def __init__(
-        self, model: Model, *, kind: str, labels: Sequence[str], seed: int, engine: Engine | None = None
+        self,
+        model: Model,
+        *,
+        kind: str,
+        labels: Sequence[str],
+        critic: str | None = None,
+        seed: int,
+        engine: Engine | None = None,
     ) -> None:
         source, recipe = source_and_recipe(model)
         settings = recipe or Recipe.resolve({"model": {"kind": kind}})
         self.name = name_of(model)
-        self.policy = policy_to_sample(source, settings, labels=labels, seed=seed)
-        self._engine = engine or engine_for(self.policy, settings.engine.model_dump())
-        self._engine.load(self.policy, version=0)
+        self.policy = policy_to_sample(source, settings, labels=labels, critic=critic, seed=seed)
+        self._own = engine_for(self.policy, settings.engine.model_dump())
+        self._engine: Engine = engine or self._own
+        for each in {self._own, self._engine}:
+            each.load(self.policy, version=0)
         self.seed = seed
         self.tokens, self.seconds, self.noise_s = 0, 0.0, 0.0
 
@@ -56,13 +65,25 @@ class Arm:
         """Whether the model does not read the prompt's end."""
         return self.policy.cuts(prompt)
 
-    def answer(self, prompts: Sequence[Prompt], *, samples: int, sampling: Sampling) -> list[Rollout]:
-        """So many rollouts of every prompt, in order."""
+    def answer(
+        self, prompts: Sequence[Prompt], *, samples: int, sampling: Sampling, seed: int | None = None
+    ) -> list[Rollout]:
+        """So many rollouts of every prompt, in order; by the arm's own seed unless another is given."""
         with self._timed():
             encoded = [self.policy.encode(prompt) for prompt in prompts]
-            rollouts = self._engine.sample(encoded, group_size=samples, sampling=sampling, seed=self.seed)
+            drawn_by = self.seed if seed is None else seed
+            rollouts = self._engine.sample(encoded, group_size=samples, sampling=sampling, seed=drawn_by)
         self.tokens += sum(len(rollout.actions) for rollout in rollouts)
         return rollouts
+
+    def branch(
+        self, rollouts: Sequence[Rollout], kept: Sequence[int], *, num_branches: int, sampling: Sampling, seed: int
+    ) -> list[Rollout]:
+        """So many new ends of every rollout after its first kept[i] actions, in order, by the policy's own engine."""
+        with self._timed():
+            branches = self._own.branch(rollouts, kept, num_branches=num_branches, sampling=sampling, seed=seed)
+        self.tokens += sum(len(branch.actions) - kept[branch.group] for branch in branches)
+        return branches
 
     def every_answer(self, prompts: Sequence[Prompt], *, sampling: Sampling) -> list[Rollout]:
         """A rollout for every label of every prompt, in order, with its log-probability; see engine.Engine."""

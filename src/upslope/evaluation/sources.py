@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from upslope.errors import ModelError, RecipeError
-from upslope.policies.loading import load_policy
-from upslope.policies.policy import Policy
+from upslope.policies.loading import CRITIC_FILE, load_critic, load_policy
+from upslope.policies.policy import ReadablePolicy
 from upslope.policies.sampling import Sampling
 from upslope.recipe import Recipe
 from upslope.report.run import Run
@@ -41,15 +41,21 @@ def source_and_recipe(model: Model) -> tuple[str, Recipe | None]:
     return str(run.model_path), recipe
 
 
-def policy_to_sample(source: str, recipe: Recipe, *, labels: Sequence[str] = (), seed: int) -> Policy:
-    """A policy of the recipe's kind without critic or reference, in its precision and on its device."""
-    return load_policy(
+def policy_to_sample(
+    source: str, recipe: Recipe, *, labels: Sequence[str] = (), critic: str | None = None, seed: int
+) -> ReadablePolicy:
+    """A policy of the recipe's kind without reference, in its precision and on its device; with the critic that lies
+    beside its model where the critic's kind is given.
+
+    Raises: ModelError where it cannot be loaded.
+    """
+    policy = load_policy(
         source,
         kind=recipe.model.kind,
         labels=labels,
         max_length=recipe.model.max_length,
         mark_case=recipe.model.mark_case,
-        critic=None,
+        critic=critic,
         keep_reference=False,
         dtype=recipe.model.dtype,
         lora=None,
@@ -58,6 +64,9 @@ def policy_to_sample(source: str, recipe: Recipe, *, labels: Sequence[str] = (),
         device=recipe.model.device,
         seed=seed,
     )
+    if critic is not None:
+        load_critic(policy, Path(source) / CRITIC_FILE)
+    return policy
 
 
 def sampling_of(recipe: Recipe) -> Sampling:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -66,6 +67,10 @@ class CausalPolicy(TransformersPolicy):
     def room(self, prompt: Prompt) -> int | None:
         """How many tokens may follow an encoded prompt, where the model says so."""
         return None if self.context_length is None else self.context_length - len(prompt.tokens)
+
+    def begun(self, prompt: Prompt, actions: Sequence[int]) -> Prompt:
+        """The encoded prompt as the engine computes it for a row that goes on after these actions: with them."""
+        return dataclasses.replace(prompt, tokens=(*prompt.tokens, *actions))
 
     def demonstration(self, prompt: Prompt, completion: Any) -> Rollout:
         """The prompt and a text as the model would write it, ended, as a rollout of log-probability 0.
@@ -137,6 +142,12 @@ class CausalPolicy(TransformersPolicy):
         read = value_head(hidden[torch.cat([laid.actions, laid.last])])
         bootstrap = read[len(laid.actions) :].masked_fill(batch.terminated, 0.0)
         return Scores(*found, read[: len(laid.actions)], bootstrap)
+
+    def states(self, batch: Batch) -> Tensor:
+        """Last hidden states [M, H] at every action's position: what the output head reads."""
+        laid = self._lay_out(batch, with_last=False)
+        with self._precision():
+            return self._hidden(self._base.base_model, laid)[laid.actions]
 
     def distributions(self, batch: Batch, *, max_tokens: int = 4096) -> Iterator[Tensor]:
         """The model's own logits [m, K] at every action, chunk by chunk in the batch's order."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,7 +29,7 @@ from upslope.policies.case import marks_case
 from upslope.policies.causal import CausalPolicy
 from upslope.policies.classifier import ClassifierPolicy
 from upslope.policies.embedded import EMBEDDED, fetch
-from upslope.policies.policy import Policy
+from upslope.policies.policy import ReadablePolicy
 from upslope.policies.quiet import quiet_transformers
 from upslope.policies.reward import RewardPolicy, pad_apart
 from upslope.policies.seq2seq import Seq2SeqPolicy
@@ -48,6 +50,9 @@ class Kind:
     peft_task: str
     labelled: bool
 
+
+CRITIC_FILE = "critic.safetensors"
+"""Where a run writes its critic's weights, beside the final model."""
 
 KINDS: Mapping[str, Kind] = {
     "causal": Kind(CausalPolicy, AutoModelForCausalLM, "CAUSAL_LM", labelled=False),
@@ -73,7 +78,7 @@ def load_policy(
     gradient_checkpointing: bool,
     device: str,
     seed: int,
-) -> Policy:
+) -> ReadablePolicy:
     """A policy of a kind (see KINDS) by folder, hub id, embedded name, or one of the tiny random models.
 
     labels: what a classifier or tagger chooses from; empty where the model's own head says it. max_length: tokens that
@@ -106,7 +111,24 @@ def load_policy(
         policy.freeze(freeze)
     if gradient_checkpointing:
         policy.enable_gradient_checkpointing()
-    return cast(Policy, policy)
+    return cast(ReadablePolicy, policy)
+
+
+def load_critic(policy: ReadablePolicy, file: Path) -> None:
+    """Give a policy that has a critic the critic's weights as a run wrote them.
+
+    Raises: ModelError for a file that is none, or that holds another critic (of adapters, say, which were merged).
+    """
+    own = {name: p for name, p in policy.module.named_parameters() if name.startswith(("value_head.", "critic."))}
+    try:
+        saved = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"the critic {file} cannot be read: {error}") from error
+    if {name: p.shape for name, p in own.items()} != {name: t.shape for name, t in saved.items()}:
+        raise ModelError(f"{file} does not hold the critic of such a model: its weights have other names or shapes")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(saved[name])
 
 
 def _may_be_hub_id(name: str) -> bool:

@@ -87,3 +87,15 @@ class Policy(Protocol):
     def save(self, folder: Path) -> None:
         """Write an ordinary Transformers folder (adapters merged), tokenizer included."""
         ...
+
+
+class ReadablePolicy(Policy, Protocol):
+    """A policy whose hidden states can be read, to fit something on them."""
+
+    def states(self, batch: Batch) -> Tensor:
+        """Last hidden states [M, H] of the model's own trunk, that which decides each action."""
+        ...
+
+    def action_vectors(self) -> Tensor:
+        """A vector for each of the K actions there are, [K, E]: the output head's rows, or the identity for labels."""
+        ...

@@ -86,6 +86,10 @@ class Seq2SeqPolicy(TransformersPolicy):
         """How many tokens the decoder may write, where the model says so."""
         return None if self.context_length is None else self.context_length - len(self.start)
 
+    def begun(self, prompt: Prompt, actions: Sequence[int]) -> Prompt:  # noqa: ARG002
+        """The encoded source, which a row that goes on after some actions is computed after as well."""
+        return prompt
+
     def demonstration(self, prompt: Prompt, completion: Any) -> Rollout:
         """The source with a text as the decoder would write it, ended, as a rollout of log-probability 0.
 
@@ -159,6 +163,12 @@ class Seq2SeqPolicy(TransformersPolicy):
         read = value_head(hidden[torch.cat([pairs.actions, pairs.last])])
         bootstrap = read[len(pairs.actions) :].masked_fill(batch.terminated, 0.0)
         return Scores(*found, read[: len(pairs.actions)], bootstrap)
+
+    def states(self, batch: Batch) -> Tensor:
+        """The decoder's last hidden states [M, H] at every action's position."""
+        pairs = self._pairs(batch)
+        with self._precision():
+            return self._logits(pairs)[1][pairs.actions]
 
     def distributions(self, batch: Batch, *, max_tokens: int = 4096) -> Iterator[Tensor]:
         """The model's own logits [m, K] at every action, chunk by chunk in the batch's order."""

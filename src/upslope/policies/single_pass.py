@@ -148,6 +148,15 @@ class SinglePassPolicy(TransformersPolicy, ABC):
         with self._precision():
             return self._read(self._rows(batch))[0]
 
+    def states(self, batch: Batch) -> Tensor:
+        """Hidden states [M, H] where each decision is read."""
+        with self._precision():
+            return self._read(self._rows(batch))[1]
+
+    def action_vectors(self) -> Tensor:
+        """One direction a label: the identity [K, K]."""
+        return torch.eye(len(self.labels), device=self.device)
+
     def distributions(self, batch: Batch, *, max_tokens: int = 4096) -> Iterator[Tensor]:
         """The logits [m, K] that actions are drawn by, chunk by chunk in the batch's order."""
         for rows in torch.arange(batch.num_rows).split(max(1, max_tokens // int(batch.row_lengths.max()))):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from upslope.errors import ModelError
@@ -108,6 +108,11 @@ class TransformersPolicy:
     def cuts(self, prompt: Prompt) -> bool:  # noqa: ARG002
         """Whether encoding the prompt leaves out the end of its text: never, unless a kind of policy says so."""
         return False
+
+    def action_vectors(self) -> Tensor:
+        """The rows [V, H] of the output head, detached: one vector a token."""
+        vectors: Tensor = self._base.get_output_embeddings().weight
+        return vectors.detach()
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """The text of each token; see text.pieces."""

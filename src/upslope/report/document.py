@@ -7,12 +7,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from upslope import __version__
 from upslope.report.html import document as page
 from upslope.report.html import escaped
 from upslope.report.run import write_text
+
+
+class Block(Protocol):
+    """A part of a document."""
+
+    def markdown(self) -> str:
+        """As Markdown; nothing where another block says the same."""
+        ...
+
+    def html(self) -> str:
+        """As HTML, with all text in it escaped."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +93,17 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A title, the sentence that says what was found, tables and bars, and notes."""
+    """A title, the sentence that says what was found, tables and drawings, and notes."""
 
     title: str
     lead: str
-    blocks: Sequence[Table | Bars]
+    blocks: Sequence[Block]
     notes: Sequence[str] = ()
 
     def markdown(self) -> str:
         """All of it as Markdown."""
-        parts = [f"# {self.title}", f"**{self.lead}**", *(block.markdown() for block in self.blocks)]
+        blocks = filter(None, (block.markdown() for block in self.blocks))
+        parts = [f"# {self.title}", f"**{self.lead}**", *blocks]
         notes = "\n".join(f"- {note}" for note in self.notes)
         return "\n\n".join([*parts, *([f"## Notes\n\n{notes}"] if notes else [])]) + "\n"
 
@@ -99,11 +111,9 @@ class Document:
         """All of it as a page without a script, in the style of a run's report."""
         notes = "".join(f"<p>{escaped(note)}</p>" for note in self.notes)
         body = [
-            f'<header><div class="names"><span class="mark">upslope</span><h1>{escaped(self.title)}</h1>',
-            f'<span class="quiet">{__version__}</span></div></header>\n<main>\n<p><b>{escaped(self.lead)}</b></p>',
+            f"<p><b>{escaped(self.lead)}</b></p>",
             *(block.html() for block in self.blocks),
             f'<h2>Notes</h2><div class="card">{notes}</div>' if notes else "",
-            "\n</main>",
         ]
         return page("".join(body), title=self.title)
 

@@ -71,8 +71,8 @@ def _filled(
     return "".join(filled)
 
 
-def document(body: str, *, title: str) -> str:
-    """A page in the same style that runs no script: body is its HTML, with all text in it escaped."""
+def document(body: str, *, title: str, about: str = __version__) -> str:
+    """A page in the same style that runs no script; body is its HTML, with all text in it escaped."""
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -80,7 +80,8 @@ def document(body: str, *, title: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n<title>{escaped(title)}</title>\n'
         f'<link rel="icon" href="data:,">\n<style>{_asset("page.css")}</style>\n</head>\n'
-        f"<body>\n{body}\n</body>\n</html>\n"
+        f'<body>\n<header><div class="names"><span class="mark">upslope</span><h1>{escaped(title)}</h1>'
+        f'<span class="quiet">{escaped(about)}</span></div></header>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
     )
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from upslope.engines.engine import Engine
 from upslope.errors import CheckpointError, DivergenceError
 from upslope.evaluation.metrics import Measurement, measure
+from upslope.policies.loading import CRITIC_FILE
 from upslope.policies.policy import Policy
 from upslope.policies.reward import RewardPolicy
 from upslope.policies.sampling import Sampling
@@ -326,7 +327,7 @@ class Session:
                 self.discriminator.save(temporary / "discriminator")
             critic = {name: p.detach() for name, p in trainable(self.policy.module).items() if is_critic(name)}
             if critic:
-                save_file(critic, temporary / "critic.safetensors")
+                save_file(critic, temporary / CRITIC_FILE)
         except (OSError, SafetensorError, ValueError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"the final model cannot be written to {self.run.model_path}: {error}") from error

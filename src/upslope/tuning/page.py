@@ -24,7 +24,6 @@ def page(found: Tuning, plan: Plan) -> str:
     """The whole page; any text in it is escaped, and it runs no script."""
     name = plan.folder.resolve().name
     parts = [
-        _header(found, name),
         _tiles(found),
         _estimates(found),
         f"<h2>History <small>{escape(found.metric)} of each trial, and the best so far</small></h2>{_history(found)}",
@@ -32,17 +31,10 @@ def page(found: Tuning, plan: Plan) -> str:
         _trials(found),
         f'<h2>The recipe found</h2><div class="card"><p class="quiet">upslope train {escape(found.path)}</p>'
         f"<details><summary>all settings</summary><pre>{escape(plan.settings(found.values).to_toml())}</pre></details>"
-        f"<details><summary>the space</summary><pre>{escape(plan.space.to_toml())}</pre></details></div></main>",
+        f"<details><summary>the space</summary><pre>{escape(plan.space.to_toml())}</pre></details></div>",
     ]
-    return document("\n".join(parts), title=f"{name} · tuning · upslope")
-
-
-def _header(found: Tuning, name: str) -> str:
-    state = f"{found.count('finished')} finished, {found.count('pruned')} pruned, {found.count('failed')} failed"
-    return (
-        f'<header><div class="names"><span class="mark">upslope</span><h1>{escape(name)}</h1>'
-        f'<span class="state">{state}</span></div></header><main>'
-    )
+    ended = f"{found.count('finished')} finished, {found.count('pruned')} pruned, {found.count('failed')} failed"
+    return document("\n".join(parts), title=f"Tuning {name}", about=ended)
 
 
 def _tiles(found: Tuning) -> str:

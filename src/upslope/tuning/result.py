@@ -15,6 +15,7 @@ from upslope.evaluation.clustered import clustered_mean, crossed_mean, with_imag
 from upslope.evaluation.evaluate import evaluate
 from upslope.evaluation.intervals import Interval
 from upslope.records import Prompt
+from upslope.report.document import Table
 from upslope.report.run import Run, write_text
 from upslope.tasks import Task
 from upslope.tuning.page import page
@@ -84,13 +85,13 @@ class Tuning:
         parts = [
             f"**{self}**",
             f"`upslope train {self.path}` trains it: {written(self.values)}",
-            _table(("held-out prompts", self.metric, "95% interval", "prompts"), estimates),
+            Table("Estimate", [("held-out prompts", self.metric, "95% interval", "prompts"), *estimates]).markdown(),
             *(f"- {note}" for note in self.notes),
         ]
         if self.importance:
             shares = [(name, f"{share:.0%}") for name, share in self.importance.items()]
-            parts += ["## What mattered", _table(("setting", "share"), shares)]
-        parts += ["## Trials", _table(("trial", "state", self.metric, "settings", "note"), trials)]
+            parts.append(Table("What mattered", [("setting", "share"), *shares]).markdown())
+        parts.append(Table("Trials", [("trial", "state", self.metric, "settings", "note"), *trials]).markdown())
         return "\n\n".join(parts) + "\n"
 
 
@@ -166,8 +167,3 @@ def _notes(plan: Plan, trials: Sequence[Trial], unscored: int) -> Iterator[str]:
         yield f"{len(failures)} of {len(trials)} trials failed: {named}"
     if plan.bounds is None:
         yield "nothing was pruned: every trial ran to its end"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ("---",) * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
