@@ -2,9 +2,11 @@
 
 The 260k-weight model is shown 64 little stories of one form ("Lily has a ball. Lily is happy. The end."). By every
 seed, from the same weights and on the same demonstrations in the same order: supervised training; inverse reinforcement
-learning (IQ-Learn) for as many steps; and from its policy PPO on the reward that it recovered. Measured on 64 prompts
-with names that no demonstration has: how well the recovered reward tells demonstrations from what the starting model
-writes, and how many of 8 samples a prompt keep the form. Needs UPSLOPE_DATA, the folder that holds models/stories260k.
+learning (IQ-Learn) for as many steps; and from its policy GRPO on the reward that it recovered, which holds a constant
+for each prompt and so asks for a baseline by group. Measured on 64 prompts with names that no demonstration has: how
+well the recovered reward tells demonstrations from what the starting model writes at that length, and how many of 8
+samples a prompt keep the form. Settings were chosen on seed 100. Needs UPSLOPE_DATA, the folder that holds
+models/stories260k.
 """
 
 from __future__ import annotations
@@ -33,8 +35,7 @@ FORM = re.compile(r"(\w+) has a \w+\. \1 is \w+\. The end\.")
 COUNT, SAMPLES = 64, 8
 QUIET = {"trackers": [], "checkpoint_every_steps": "none", "samples_per_step": 0}
 GIVEN = {"steps": 60, "prompts_per_step": 16, "lr": 1e-3}
-RL = {"preset": "ppo", "group_size": 4, "steps": 40, "prompts_per_step": 16, "lr": 2e-4, "max_new_tokens": 32}
-RL |= {"lam": 1.0, "critic_lr": 3e-3}  # row scores, and a critic that begins at 0
+RL = {"preset": "grpo", "group_size": 8, "steps": 20, "prompts_per_step": 16, "lr": 2e-4, "max_new_tokens": 32}
 
 
 def demonstrations(names: tuple[str, ...], *, count: int, seed: str) -> list[dict[str, str]]:
@@ -48,7 +49,7 @@ def demonstrations(names: tuple[str, ...], *, count: int, seed: str) -> list[dic
 
 
 def runs_of(folder: Path, model: str, *, seed: int, limit: int | None) -> dict[str, Run]:
-    """The finished runs of a seed: supervised, inverse, PPO from that; one that lies in the folder is only opened."""
+    """The finished runs of a seed: supervised, inverse, GRPO from that; one that lies in the folder is only opened."""
     task = Task(
         prompts=demonstrations(NAMES, count=COUNT, seed=f"{seed}"),
         eval_prompts=demonstrations(OTHERS, count=COUNT, seed=f"{seed}/held out"),
@@ -61,8 +62,11 @@ def runs_of(folder: Path, model: str, *, seed: int, limit: int | None) -> dict[s
         given["steps"] = rl["steps"] = limit
     methods: dict[str, tuple[str, dict[str, Any]]] = {
         "supervised": (model, {"method": "supervised", **given}),
-        "inverse": (model, {"method": "inverse", "every_steps": given["steps"], "max_new_tokens": 24, **given}),
-        "ppo": (str(inverse / "model"), {"reward.functions": [reward], **rl}),
+        "inverse": (
+            model,
+            {"method": "inverse", "reward_price": 0.01, "every_steps": given["steps"], "max_new_tokens": 24, **given},
+        ),
+        "grpo": (str(inverse / "model"), {"reward.functions": [reward], **rl}),
     }
     runs = {}
     for name, (start, settings) in methods.items():
@@ -99,11 +103,11 @@ def main() -> None:
     for seed in range(options.seeds):
         own = runs_of(folder, model, seed=seed, limit=options.limit)
         runs += own.values()
-        rates.append([kept(str(run.model_path), own["ppo"], seed=seed) for run in own.values()])
+        rates.append([kept(str(run.model_path), own["grpo"], seed=seed) for run in own.values()])
         areas.append([event["auc_recovered"] for event in own["inverse"].events("reward_report")])
         shown = ", ".join(f"{name} {fmean(rate):.3f}" for name, rate in zip(own, rates[-1], strict=True))
         print(f"seed {seed}: AUC {areas[-1][0]:.3f} -> {areas[-1][-1]:.3f}; format kept: {shown}", flush=True)
-    supervised, inverse, ppo = np.swapaxes(np.array(rates), 0, 1)
+    supervised, inverse, grpo = np.swapaxes(np.array(rates), 0, 1)
     mean: Statistic = lambda sums: sums / COUNT  # noqa: E731
     before, after = ([area[place] for area in areas] for place in (0, -1))
     gains = [last - first for first, last in zip(before, after, strict=True)]
@@ -117,13 +121,13 @@ def main() -> None:
         ),
         learnt(
             f"format kept by samples, mean of {options.seeds} seeds",
-            *paired(supervised, ppo, mean),
-            names=("supervised", "IQ-Learn, then PPO"),
+            *paired(supervised, grpo, mean),
+            names=("supervised", "IQ-Learn, then GRPO"),
             unit="share",
             wanted="gain not below 0",
         ),
     ]
-    every = zip(("supervised", "IQ-Learn", "and PPO"), (supervised, inverse, ppo), strict=True)
+    every = zip(("supervised", "IQ-Learn", "and GRPO"), (supervised, inverse, grpo), strict=True)
     notes = [f"Format kept by seed, {name}: " + ", ".join(f"{rate:.3f}" for rate in own.mean(1)) for name, own in every]
     report("demonstrations", cases, results=options.results, notes=[*notes, minutes(*runs)])
 

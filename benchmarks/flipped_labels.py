@@ -76,7 +76,7 @@ def flipped(pairs: list[dict[str, str]], rate: float, seed: int) -> list[dict[st
     ]
 
 
-def runs_of(folder: Path, model: str, *, seed: int, count: int) -> dict[str, Run]:
+def runs_of(folder: Path, model: str, *, seed: int, count: int, schedule: str) -> dict[str, Run]:
     """The finished run of each method on so many pairs; one that lies in the folder is only opened."""
     folders = {method: folder / f"{method}-{seed}" for method in METHODS}
     missing = [method for method, path in folders.items() if not (path / "model").is_dir()]
@@ -85,7 +85,9 @@ def runs_of(folder: Path, model: str, *, seed: int, count: int) -> dict[str, Run
         loss, rate, assumed = METHODS[method]
         task = Task(prompts=flipped(pairs, rate, seed), name="stories")
         quiet = {"trackers": [], "checkpoint_every_steps": "none", "samples_per_step": 0}
-        settings: dict[str, Any] = SETTINGS | quiet | {"preference.loss": loss, "flip_rate": assumed, "seed": seed}
+        settings: dict[str, Any] = (
+            SETTINGS | quiet | {"schedule": schedule, "preference.loss": loss, "flip_rate": assumed, "seed": seed}
+        )
         settings |= {"method": "preference", "steps": -(-len(pairs) // PER_STEP), "run": folders[method]}
         print(f"  {folders[method].name}: {len(pairs)} pairs", flush=True)
         train(model=model, task=task, **settings)
@@ -98,12 +100,14 @@ def mean_of(counts: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    options = arguments(__doc__, seeds=5).parse_args()
+    parser = arguments(__doc__, seeds=5)
+    parser.add_argument("--schedule", choices=("constant", "cosine"), default="constant", help="of the learning rate")
+    options = parser.parse_args()
     folder, model = folder_of(options), str(Path(os.environ["UPSLOPE_DATA"]) / "models" / "stories260k")
     samples = options.limit or SAMPLES
     runs, rewards = [], []
     for seed in range(options.seeds):
-        own = runs_of(folder, model, seed=seed, count=options.limit or PAIRS)
+        own = runs_of(folder, model, seed=seed, count=options.limit or PAIRS, schedule=options.schedule)
         runs += own.values()
         models = [model, *(str(run.model_path) for run in own.values())]
         found = [written(each, count=samples, group_size=1, seed=10**6 + seed) for each in models]

@@ -45,8 +45,8 @@ def judged(run: Run) -> tuple[list[float], list[float]]:
 def answered(run: Run) -> tuple[list[Sample], list[Sample]]:
     """The scored answers to the same held-out prompts before the first step and after the last."""
     steps: dict[int, dict[int, Sample]] = {}
-    for sample in run.samples():
-        if sample["kind"] == "held_out" and sample["rewards"]:
+    for sample in run.samples(kind="held_out"):
+        if sample["rewards"]:
             steps.setdefault(sample["step"], {})[sample["prompt_id"]] = sample
     first, last = steps[min(steps)], steps[max(steps)]
     both = [name for name in first if name in last]
