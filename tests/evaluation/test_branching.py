@@ -10,11 +10,18 @@ import torch
 
 from upslope.engines.local import LocalEngine
 from upslope.errors import DataError
-from upslope.estimators import gae
+from upslope.estimators import gae, row_ids, row_sum
 from upslope.evaluation.advantage_error import squared_error
 from upslope.evaluation.arms import Arm
-from upslope.evaluation.branching import decide, discounted
-from upslope.evaluation.oracle import enumerate_sequences, language_model_logits, score_rewards, solve
+from upslope.evaluation.branching import decide, discounted, drawn
+from upslope.evaluation.oracle import (
+    enumerate_sequences,
+    language_model_logits,
+    num_prefixes,
+    score_rewards,
+    solve,
+    tabular_logits,
+)
 from upslope.policies.sampling import warp
 from upslope.records import Prompt
 from upslope.rewards import RewardTerm, Scorer
@@ -184,6 +191,35 @@ def test_rewards_that_are_constant_or_fail(arm, prompts, setting):
     assert not found.truth.noise.any()
     with scorer(fails) as scored, pytest.raises(DataError, match="none of 8 rows could be scored: fails: raised"):
         decide(arm, scored, prompts, clusters, **how)
+
+
+def test_decisions_are_drawn_from_all_actions_alike():
+    """400 draws of 5 from rows of 1, 2 and 6 actions: each of the nine 222 times, within chance; none twice at once."""
+    lengths, generator = np.array([1, 2, 6]), np.random.default_rng(0)
+    counts = np.zeros(9)
+    for _ in range(400):
+        row, step = drawn(lengths, 5, generator)
+        assert (step < lengths[row]).all()
+        places = np.array([0, 1, 3])[row] + step
+        assert len(set(places)) == 5
+        counts[places] += 1
+    assert counts.sum() == 2000
+    assert ((counts - 400 * 5 / 9) ** 2 / (400 * 5 / 9 * 4 / 9)).sum() < 9 + 4 * 18**0.5
+
+
+def test_one_decision_from_each_row_would_be_biased():
+    """By enumeration of rows that may end at any step: over all actions advantages sum to 0 and G A to A^2; weighted so
+    that every row counts once, they do not, as an action's weight then tells its future."""
+    generator = torch.Generator().manual_seed(2)
+    table = torch.randn(num_prefixes(3, horizon=4), 3, generator=generator, dtype=torch.float64)
+    tree = enumerate_sequences(tabular_logits(table), horizon=4, end=2)
+    rewards = score_rewards(tree, lambda sequence: 1.0 if len(sequence) < 3 else 0.1 * sum(sequence))
+    exact = solve(tree, rewards, gamma=1.0)
+    advantages, count = tree.pack(exact.advantages), tree.num_actions
+    returns = row_sum(tree.pack(rewards), count)[row_ids(count)]
+    for figure in (advantages, returns * advantages - advantages**2):
+        assert float((tree.probabilities * row_sum(figure, count)).sum()) == pytest.approx(0.0, abs=1e-12)
+        assert float((tree.probabilities * row_sum(figure, count) / count).sum()) > 0.02
 
 
 def test_discounted_by_hand():

@@ -175,6 +175,13 @@ def test_a_model_without_a_critic_and_a_second_model(tmp_path, make_policy):
         judge_estimators(tmp_path / "one", task_of(), shifted=tmp_path / "other", max_new_tokens=4, **SMALL)
 
 
+def test_few_training_prompts_do_not_shorten_the_other_places(run):
+    task = task_of()
+    few = Task(prompts=list(task.prompts)[:3], eval_prompts=list(task.eval_prompts), reward=letters, name="few")
+    found = judge_estimators(run, few, **SMALL)
+    assert [place.num_prompts for place in found.places] == [3, 6, 6]
+
+
 def test_labels_are_judged_without_a_branch(tmp_path):
     """One label a row: its advantage is exact, and GAE, Monte Carlo and the TD residual are one and the same."""
     prompts = [{"prompt": f"text {i}", "label": ("good", "bad")[i % 2]} for i in range(24)]

@@ -21,7 +21,7 @@ _BRANCH_SEED = 1 << 40  # added to a place's seed: branches share no random numb
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """One decision, chosen at random, of each sampled row, with its true advantage as far as branches tell.
+    """Decisions drawn from all that some sampled rows hold, with their true advantages as far as branches tell.
 
     rollouts: the rows, scored. row, step [n]: decision i is action step[i] of rollouts[row[i]]; truth [n]. left_out
     counts rows and decisions that could not be scored, by reason. Tokens are actions that were sampled: for the rows,
@@ -55,7 +55,7 @@ def decide(
     gamma: float,
     seed: int,
 ) -> Decisions:
-    """So many rows of every prompt, a decision of each, and its advantage by `branches` ends after it and before it.
+    """So many rows of every prompt, as many decisions, and their advantages by `branches` ends after and before each.
 
     Where a row is one label, the advantage is exact, from the rewards of all labels. clusters: prompt id -> cluster.
     Raises: DataError where no decision can be scored; ModelError.
@@ -67,29 +67,41 @@ def decide(
     row_tokens = arm.tokens - before
     if not kept:
         raise DataError(f"none of {len(sampled)} rows could be scored: {next(iter(left_out), 'there are none')}")
-    generator = np.random.default_rng(seed)
-    step = np.array([generator.integers(len(rollout.actions)) for rollout in kept])
-    named = np.array([clusters[rollout.prompt.id] for rollout in kept])
+    lengths = np.array([len(rollout.actions) for rollout in kept])
+    row, step = drawn(lengths, len(kept), np.random.default_rng(seed))
+    chosen = [kept[index] for index in row]
+    named = np.array([clusters[rollout.prompt.id] for rollout in chosen])
     tokens, started = arm.tokens, time.perf_counter()
     listed = all(rollout.stop_reason == "action" and len(rollout.actions) == 1 for rollout in kept)
     if listed:
-        found = _listed(arm, scorer, kept, sampling)
+        found = _listed(arm, scorer, chosen, sampling)
         complete = np.isfinite(found)
         truth = Truth.exact(found[complete], named[complete])
     else:
         after, state = _returns(
-            arm, scorer, kept, step, gamma, branches=branches, sampling=sampling, seed=seed + _BRANCH_SEED
+            arm, scorer, chosen, step, gamma, branches=branches, sampling=sampling, seed=seed + _BRANCH_SEED
         )
         complete = np.isfinite(after).all(1) & np.isfinite(state).all(1)
         truth = Truth.of_branches(after[complete], state[complete], named[complete])
     if not complete.any():
-        raise DataError(f"of none of {len(kept)} decisions could every branch be scored")
+        raise DataError(f"of none of {len(chosen)} decisions could every branch be scored")
     if missing := int((~complete).sum()):
         left_out["a branch that could not be scored"] = missing
-    row = np.flatnonzero(complete)
     branched = 0 if listed else arm.tokens - tokens  # a list of answers samples none of them
     spent = time.perf_counter() - started
-    return Decisions(kept, row, step[row], truth, dict(left_out), row_tokens, branched, spent)
+    return Decisions(kept, row[complete], step[complete], truth, dict(left_out), row_tokens, branched, spent)
+
+
+def drawn(lengths: np.ndarray, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Row and step [count] of that many of all the actions of rows of such lengths, each action as likely as another.
+
+    Not so many from each row: an action that makes its row short would then be drawn more often, and be seen together
+    with a short future. Advantages drawn so do not average to 0, and an unbiased return looks biased.
+    """
+    index = np.sort(generator.choice(lengths.sum(), size=count, replace=False))
+    ends = lengths.cumsum()
+    row = np.searchsorted(ends, index, side="right")
+    return row, index - (ends - lengths)[row]
 
 
 def discounted(rewards: Sequence[float], start: int, gamma: float) -> float:

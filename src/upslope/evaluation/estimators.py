@@ -102,10 +102,10 @@ def judge_estimators(
     """How far advantage estimators are from the true advantages of a model's policy, and what each costs.
 
     model, task, options, kind: as in evaluate.evaluate. Sampled at the run's temperature unless another is given,
-    num_prompts prompts a place, `rows` rows each; of every row one decision, whose true advantage is measured by
-    `branches` new ends after its action and as many before it. Heads are fitted on four times as many training prompts.
-    other: a task to try them on besides; shifted: a model whose rows they are tried on, by default the same one at 1.5
-    times the temperature.
+    num_prompts prompts a place, `rows` rows each; of all their actions as many as there are rows, whose true advantages
+    are measured by `branches` new ends after the action and as many before it. Heads are fitted on four times as many
+    training prompts. other: a task to try them on besides; shifted: a model whose rows they are tried on, by default the
+    same one at 1.5 times the temperature.
     Raises: RecipeError for settings that leave nothing to estimate; DataError where every advantage is 0 at every
     place, or there are fewer than two prompts to fit on; ModelError.
     """
@@ -122,7 +122,7 @@ def judge_estimators(
     with _scorer(task, settings) as scorer:
         heads, fitted = _fit(arm, scorer, seen, settings, rows=rows, sampling=sampling, seed=seed)
         judge = _Judge(arm, settings, critic is not None, heads, _reference(settings, critic), rows, branches, seed)
-        places = _places(judge, task, scorer, seen[:num_prompts], other=another, shifted=moved, sampling=sampling)
+        places = _places(judge, task, scorer, seen, num_prompts, other=another, shifted=moved, sampling=sampling)
     if all(place.problem for place in places):
         raise DataError(f"no estimator can be judged: on {places[0].name}, {places[0].problem}")
     return EstimatorReport(
@@ -145,13 +145,14 @@ def _places(
     task: Task,
     scorer: Scorer,
     seen: Sequence[Prompt],
+    count: int,
     *,
     other: Task | None,
     shifted: tuple[str, Arm, Sampling],
     sampling: Sampling,
 ) -> list[Place]:
-    """Training prompts, held-out ones where there are any, another task where one is named, a shifted policy."""
-    arm, count = judge.arm, len(seen)
+    """So many training prompts, held-out ones where there are any, of another task, and under a shifted policy."""
+    arm, seen = judge.arm, seen[:count]
     places = [judge.place(TRAINING, seen, arm, scorer, sampling=sampling, number=1)]
     held_out = _some(arm, task, task.eval_prompts, count, judge.seed)
     if held_out:

@@ -117,7 +117,7 @@ def _how(found: Mapping[str, Any]) -> str:
     fit = found["fit"]
     return (
         f"Sampled at temperature {found['temperature']:g}, gamma {found['gamma']:g}; {found['rows']} rows a prompt, "
-        f"one decision of each row, {found['branches']} branches after its action and as many before it. Heads fitted "
+        f"as many decisions, {found['branches']} branches after each and as many before it. Heads fitted "
         f"on {fit['num_actions']} actions of {fit['num_prompts']} prompts. Compared with: {found['reference']}."
     )
 
