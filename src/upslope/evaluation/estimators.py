@@ -104,8 +104,8 @@ def judge_estimators(
     model, task, options, kind: as in evaluate.evaluate. Sampled at the run's temperature unless another is given,
     num_prompts prompts a place, `rows` rows each; of all their actions as many as there are rows, whose true advantages
     are measured by `branches` new ends after the action and as many before it. Heads are fitted on four times as many
-    training prompts. other: a task to try them on besides; shifted: a model whose rows they are tried on, by default the
-    same one at 1.5 times the temperature.
+    training prompts. other: a task to try them on besides; shifted: a model whose rows they are tried on, by default
+    the same one at 1.5 times the temperature.
     Raises: RecipeError for settings that leave nothing to estimate; DataError where every advantage is 0 at every
     place, or there are fewer than two prompts to fit on; ModelError.
     """
