@@ -286,12 +286,21 @@ def test_missing_columns(rollout):
         score([rollout("x")], batch)
 
 
+def test_one_function_may_be_called_reward(rollout):
+    def reward(completion):
+        return len(completion) / 4
+
+    (scored,) = score([rollout("abc")], reward)
+    assert scored.metrics["reward"] == 0.75 == sum(scored.rewards)
+
+
 def test_settings_are_checked():
     f = constant(1.0)
     for terms, settings, message in [
         ([], {}, "no reward"),
         ([RewardTerm(f), RewardTerm(f)], {}, "two rewards are named 'constant'"),
-        ([RewardTerm(f, name="reward")], {}, "two rewards are named 'reward'"),
+        ([RewardTerm(f, 0.5, name="reward")], {}, "a reward is named 'reward', as the weighted sum is"),
+        ([RewardTerm(f, name="reward"), RewardTerm(f)], {}, "a reward is named 'reward', as the weighted sum is"),
         ([RewardTerm(f)], {"timeout_s": 0}, "timeout_s is 0"),
         ([RewardTerm(f)], {"isolation": "thread"}, "isolation is 'thread'"),
     ]:

@@ -143,10 +143,12 @@ def _check(terms: Sequence[RewardTerm], timeout_s: float, isolation: str) -> Non
     if not terms:
         raise RewardError("there is no reward; give at least one function")
     names = [term.name for term in terms]
-    if repeated := [name for name, count in Counter([*names, "reward"]).items() if count > 1]:
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise RewardError(
             f"two rewards are named {repeated[0]!r}; give each RewardTerm(function, name=...) its own name"
         )
+    if "reward" in names and (len(terms) > 1 or terms[0].weight != 1.0):
+        raise RewardError("a reward is named 'reward', as the weighted sum is; give it another by name=...")
     if not timeout_s > 0:
         raise RewardError(f"the reward timeout_s is {timeout_s!r}; it must be above 0 seconds")
     if isolation not in ("process", "none"):
