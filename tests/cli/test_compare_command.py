@@ -90,3 +90,12 @@ def test_what_cannot_be_compared_is_one_sentence(upslope, arguments, message):
     assert status == 2
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "command", [("compare", "no-model", "no-model"), ("select", "no-model"), ("evaluate", "no-model")]
+)
+def test_a_place_that_cannot_be_written_is_refused_before_any_model_is_loaded(upslope, tmp_path, command):
+    status, _, err = upslope(*command, "--task", "arithmetic", "--save", tmp_path / "nowhere" / "found.md")
+    assert status != 0
+    assert f"there is no folder {tmp_path / 'nowhere'} that can be written to" in err

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from upslope.evaluation.ensembles import Candidate
 
 TaskName = Annotated[str | None, typer.Option(help="A task's name; by default the one of the runs.")]
 TaskOptions = Annotated[
@@ -26,6 +29,14 @@ Detect = Annotated[float | None, typer.Option(help="Say how many prompts it take
 Power = Annotated[float, typer.Option(min=0.5, max=0.999, help="How often --detect is to find it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON instead of words.")]
 Save = Annotated[Path | None, typer.Option(help="Where to write it: .html a page, .md Markdown, else JSON.")]
+
+
+def candidates(models: list[str], ensembles: str) -> list[Candidate]:
+    """The models that were named, A+B+C as an ensemble that answers so. Raises: RecipeError for another way."""
+    from upslope.evaluation.ensembles import candidate
+
+    by = cast(Literal["vote", "average"], chosen("way to answer together", ensembles, ("vote", "average")))
+    return [candidate(model, by=by) for model in models]
 
 
 def chosen(name: str, value: str, choices: tuple[str, ...]) -> str:

@@ -64,12 +64,11 @@ def compare(
     Two files samples_*.jsonl of lm_eval --log_samples are compared as they are.
     """
     from upslope.evaluation.compare import compare as find
-    from upslope.evaluation.ensembles import candidate
     from upslope.evaluation.logs import compare_logs
     from upslope.recipe import parse_override
     from upslope.report import document
 
-    by = cast(Literal["vote", "average"], chosen("way to answer together", ensembles, ("vote", "average")))
+    document.check_place(save)
     if method is not None:
         chosen("method", method, ("t", "asymptotic", "betting"))
     how = cast(Literal["t", "asymptotic", "betting"] | None, method)
@@ -88,9 +87,10 @@ def compare(
             seed=seed,
         )
     else:
+        first, second = asked.candidates([a, b], ensembles)
         found = find(
-            candidate(a, by=by),
-            candidate(b, by=by),
+            first,
+            second,
             task,
             options=dict(parse_override(text) for text in options or []),
             metric=metric,

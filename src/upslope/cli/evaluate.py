@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from upslope.cli import asked
-from upslope.cli.asked import chosen
 
 if TYPE_CHECKING:
     from upslope.evaluation.intervals import Interval
@@ -62,11 +61,11 @@ def evaluate(
     With --estimators: how near estimates of the advantage (GAE, Monte Carlo, advantage heads, ...) are to the truth.
     """
     from upslope.errors import RecipeError
-    from upslope.evaluation.ensembles import candidate
     from upslope.evaluation.evaluate import evaluate as measure
     from upslope.recipe import parse_override
     from upslope.report import document
 
+    document.check_place(save)
     task_options = dict(parse_override(text) for text in options or [])
     of_estimators = {"branches": branches, "other": other_task, "shifted": shifted}
     if estimators:
@@ -78,9 +77,9 @@ def evaluate(
         return
     if any(value is not None for value in of_estimators.values()):
         raise RecipeError("--branches, --other-task and --shifted go with --estimators")
-    by = cast(Literal["vote", "average"], chosen("way to answer together", ensembles, ("vote", "average")))
+    (named,) = asked.candidates([model], ensembles)
     result = measure(
-        candidate(model, by=by),
+        named,
         task,
         num_prompts=num_prompts,
         max_new_tokens=max_new_tokens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal, cast
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from upslope.cli import asked
-from upslope.cli.asked import chosen
 
 
 def select(
@@ -37,14 +36,13 @@ def select(
     save: asked.Save = None,
 ) -> None:
     """Choose the best of several models on a task's held-out prompts; who is shown to be worse answers no more."""
-    from upslope.evaluation.ensembles import candidate
     from upslope.evaluation.select import select as find
     from upslope.recipe import parse_override
     from upslope.report import document
 
-    by = cast(Literal["vote", "average"], chosen("way to answer together", ensembles, ("vote", "average")))
+    document.check_place(save)
     found = find(
-        [candidate(model, by=by) for model in models],
+        asked.candidates(models, ensembles),
         task,
         options=dict(parse_override(text) for text in options or []),
         metric=metric,

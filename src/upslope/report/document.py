@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from upslope.errors import CheckpointError
 from upslope.report.html import document as page
 from upslope.report.html import escaped
 from upslope.report.run import write_text
@@ -116,6 +118,12 @@ class Document:
             f'<h2>Notes</h2><div class="card">{notes}</div>' if notes else "",
         ]
         return page("".join(body), title=self.title)
+
+
+def check_place(path: Path | None) -> None:
+    """See before the work that a result could be written there. Raises: CheckpointError where it could not."""
+    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise CheckpointError(f"cannot write {path}: there is no folder {path.parent} that can be written to")
 
 
 def save(path: Path, document: Document, numbers: Mapping[str, Any]) -> None:
