@@ -195,14 +195,15 @@ def stopping(repetitions: int, tilt: float = 0.6) -> list[dict[str, Any]]:
     return cases
 
 
-def case(name: str, measured: float, target: str, reached: bool) -> dict[str, Any]:
-    """A figure with its target, in words, and whether that was reached."""
-    return {"name": name, "measured": measured, "target": target, "reached": bool(reached)}
+def case(name: str, measured: float, target: str, reached: bool | None) -> dict[str, Any]:
+    """A figure with its target, in words, and whether that was reached; None where there is none."""
+    return {"name": name, "measured": measured, "target": target, "reached": None if reached is None else bool(reached)}
 
 
 def table(cases: list[dict[str, Any]]) -> str:
     """The cases as a Markdown table."""
-    rows = [(c["name"], f"{c['measured']:.3f}", c["target"], "yes" if c["reached"] else "no") for c in cases]
+    said = {True: "yes", False: "no", None: "-"}
+    rows = [(c["name"], f"{c['measured']:.3f}", c["target"] or "-", said[c["reached"]]) for c in cases]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows))
 
 
