@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
+from upslope.report.document import Bars
 from upslope.report.html import document
+from upslope.report.html import escaped as escape
 from upslope.tuning.plan import Plan
 from upslope.tuning.space import written
 
@@ -53,26 +54,10 @@ def _tiles(found: Tuning) -> str:
 
 
 def _estimates(found: Tuning) -> str:
-    """Both intervals on one scale."""
-    bounds = [bound for _, i, _ in found.estimates() for bound in (i.low, i.high)]
-    low, high = min(bounds), max(bounds)
-    span = (high - low) or 1.0
-
-    def at(value: float) -> float:
-        return 100.0 * (value - low) / span
-
-    rows = [
-        f'<tr><th>{escape(name)}</th><td class="number">{i.estimate:.4f}</td><td class="quiet">{i.low:.4f} to '
-        f'{i.high:.4f}, {count} prompts</td><td class="whisker"><i class="bar" style="left:{at(i.low):.1f}%;'
-        f'width:{at(i.high) - at(i.low):.1f}%;background:var(--line-{number})"></i><i class="dot" '
-        f'style="left:{at(i.estimate):.1f}%;background:var(--line-{number})"></i></td></tr>'
-        for number, (name, i, count) in enumerate(found.estimates())
-    ]
+    """Both intervals on one scale, and what has to be known of them."""
+    rows = [(f"{name} ({count})", i.estimate, i.low, i.high) for name, i, count in found.estimates()]
     notes = "".join(f'<p class="quiet">{escape(note)}</p>' for note in found.notes)
-    return (
-        f"<h2>The best setting <small>{escape(found.metric)}</small></h2>"
-        f'<div class="card heldout"><table>{"".join(rows)}</table>{notes}</div>'
-    )
+    return Bars(f"The best setting: {found.metric}, by held-out prompts", rows, digits=4).html() + notes
 
 
 def _history(found: Tuning) -> str:
