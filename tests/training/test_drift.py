@@ -134,3 +134,16 @@ def test_a_policy_that_games_its_reward_is_told_and_an_honest_one_is_not(tmp_pat
     assert after > before
     assert not {"reward_hacking", "repetition_drift", "length_drift"} & alarms
     assert "reward_hacking" not in learned(tmp_path / "noise", repeated, noise(1))[2]
+
+
+def test_a_reward_that_is_all_there_is_has_nothing_to_be_held_against(tmp_path):
+    def reward(completion):
+        return variety(completion)
+
+    settings = {"preset": "rloo", "kl": "off", "group_size": 4, "prompts_per_step": 2, "max_new_tokens": 4, "steps": 1}
+    with ExitStack() as stack:
+        session = bandit_session(tmp_path, settings, reward=reward, arms=6, stop=5, stack=stack)
+        policy_gradient.train(session)
+    (step,) = session.run.history()
+    assert "gold" not in step
+    assert step["reward"] > 0

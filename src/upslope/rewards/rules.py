@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +155,11 @@ def json_schema(schema: Mapping[str, Any] | str | None = None, *, column: str | 
             schema = json.loads(Path(schema).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RewardError(f"json_schema cannot read {schema!r}: {error}") from error
-    fixed = None if schema is None else schema
-    _validator(fixed or {})  # what cannot work is told here, not at the first row
+    fixed = None if schema is None else _json(schema)
+    _validator(fixed or "{}")  # what cannot work is told here, not at the first row
 
     def json_schema(completion: str, **columns: Any) -> float:
-        allowed = _validator(value_of(columns, column) if fixed is None and column else fixed)
+        allowed = _validator(_json(value_of(columns, column)) if fixed is None and column else fixed or "")
         try:
             value = json.loads(completion, parse_constant=_refuse, parse_int=_integer)
             return float(allowed.is_valid(value))
@@ -188,8 +189,16 @@ def cost_matrix(column: str = "label", *, table: Mapping[str, Mapping[str, float
     return needing(column, cost_matrix)
 
 
-def _validator(schema: Any) -> Any:
-    """A validator of the draft that the schema names, and of the newest where it names none."""
+def _json(schema: Any) -> str:
+    try:
+        return schema if isinstance(schema, str) else json.dumps(schema)
+    except (TypeError, ValueError) as error:
+        raise RewardError(f"json_schema got no JSON Schema: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def _validator(text: str) -> Any:
+    """A validator of the draft that the schema, as JSON, names, and of the newest where it names none."""
     try:
         from jsonschema import SchemaError
         from jsonschema.validators import validator_for
@@ -197,7 +206,7 @@ def _validator(schema: Any) -> Any:
     except ImportError as error:
         raise DependencyError("jsonschema", "schema") from error
     try:
-        schema = json.loads(schema) if isinstance(schema, str) else schema
+        schema = json.loads(text)
         if not isinstance(schema, Mapping | bool):
             raise ValueError(f"{schema!r:.100} is no table")
         kind = validator_for(schema)
